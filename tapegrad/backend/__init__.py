@@ -1,0 +1,1 @@
+"""Which array library an array belongs to."""

@@ -1,0 +1,20 @@
+"""From arrays to the module that computes with them: `xp` in every op is what `namespace` returns."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def namespace(*arrays: Any) -> Any:
+    """The array module of `arrays`: `cupy` when one of them is a CuPy array, else `numpy`.
+
+    CuPy is looked up among the modules already imported: an array of it can exist only then, and
+    `import tapegrad` stays as light as `import numpy`.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
+        return cupy
+    return np

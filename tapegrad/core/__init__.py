@@ -1,0 +1,1 @@
+"""The engine: variable, primitive, tape, adjoints, schedule, capacitor, to be read in that order."""

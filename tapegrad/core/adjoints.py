@@ -1,0 +1,111 @@
+"""Cotangents by slot: what a sweep carries back, and what it leaves behind.
+
+The *adjoint* of a value is the sum of the cotangents that reach it. The first one is borrowed (it may
+be an array that someone else holds too); only their sum is owned, and added to in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError
+from ..types import Array
+from .primitive import OUT, Entry
+from .variable import LEAVES, Variable
+
+
+class Adjoints:
+    """The adjoints of one sweep: `adjoints[v]` for its roots, for leaves, and for what `keep` named.
+
+    What `adjoints[v]` returns is yours: an array of the shape and dtype of `v`, zeros if nothing reached
+    it. After `record=True` it is a Variable.
+    """
+
+    def __init__(self, keep: Iterable[Variable] = (), *, record: bool = False) -> None:
+        self.sums: dict[int, Any] = {}
+        self.owned: set[int] = set()
+        self.kept: dict[int, Any] = {v._slot: None for v in keep}
+        self.record = record
+
+    def add(self, slot: int, contribution: Any) -> None:
+        """Add one contribution to the adjoint of `slot`."""
+        held = self.sums.get(slot)
+        if held is None:
+            self.sums[slot] = contribution
+        elif slot in self.owned:
+            held += contribution
+            self.sums[slot] = held
+        else:
+            self.sums[slot] = held + contribution
+            self.owned.add(slot)
+
+    def take(self, slot: int, default: Any = None) -> Any:
+        """Remove and return the adjoint of `slot`: its entry is being swept, so the sum is complete."""
+        ct = self.sums.pop(slot, default)
+        if slot in self.kept:
+            self.kept[slot] = ct
+        return ct
+
+    def sweep(self, entries: Iterable[Entry]) -> None:
+        """Pull every cotangent back through `entries`, which come last to first.
+
+        Entries were appended after everything they read, so reversed order is a topological order: when
+        an entry's turn comes, every consumer of its output has already contributed.
+        """
+        sums, owned = self.sums, self.owned
+        held_by = sums.get
+        take = self.take if self.kept else sums.pop
+        for entry in entries:
+            ct = take(entry[OUT], None)
+            if ct is None:
+                continue
+            for slot, contribution in entry[0].pull(entry, ct):
+                # `add`, written out: a call for each contribution would cost a tenth of the sweep.
+                held = held_by(slot)
+                if held is None:
+                    sums[slot] = contribution
+                elif slot in owned:
+                    held += contribution
+                    sums[slot] = held
+                else:
+                    sums[slot] = held + contribution
+                    owned.add(slot)
+
+    def deliver(self) -> None:
+        """Add the adjoints of the leaves to their `.grad`."""
+        for slot, ct in self.sums.items():
+            leaf = LEAVES.get(slot) if slot < 0 else None
+            if leaf is not None:
+                leaf.accumulate_grad(ct._array if isinstance(ct, Variable) else ct)
+
+    @property
+    def gradients(self) -> Mapping[Variable, Array]:
+        """The adjoint of every leaf that the sweep reached. Reading it does not touch `.grad`."""
+        leaves = (LEAVES.get(slot) for slot in self.sums if slot < 0)
+        return {leaf: self[leaf] for leaf in leaves if leaf is not None}
+
+    def __getitem__(self, v: Variable) -> Any:
+        if not isinstance(v, Variable) or v._slot == 0 or (v._slot > 0 and v._slot not in self.kept):
+            raise ArgumentError(
+                "Adjoints: only roots, leaves and values named in `keep` have their adjoint kept.\n"
+                "  Ask for it before the sweep: tape.backward(root, keep=[v])[v]."
+            )
+        ct = self.kept[v._slot] if v._slot in self.kept else None
+        if ct is None:
+            ct = self.sums.get(v._slot)
+        return owned_adjoint(ct, v, self.record)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def owned_adjoint(ct: Any, v: Variable, record: bool = False) -> Any:
+    """`ct` as the reader's own: in the dtype of `v`, zeros for None; a Variable if the sweep was recorded."""
+    if ct is None:
+        ct = np.zeros(v.shape, v.dtype)
+    if record and isinstance(ct, Variable):
+        return ct if ct.dtype == v.dtype else ct.astype(v.dtype)  # type: ignore[attr-defined]
+    return np.array(ct, dtype=v.dtype)

@@ -1,0 +1,371 @@
+"""A tape with a bounded memory: backpropagation through time over a window, in a loop that knows nothing of it.
+
+Truncation is forgetting. A CapacitorTape keeps the newest segments (one `begin` … `stop` each) in a deque.
+A sweep walks from the newest back to the oldest; a value from before that is a constant, because the
+entry that computed it is gone. Nothing is recomputed, and nothing is detached.
+
+Adjoints are local to a sweep: overlapping windows share the recorded segments, never their adjoints.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, EvictedError, GradientStopsWarning, RecordingError, describe
+from ..types import Array
+from .adjoints import Adjoints, owned_adjoint
+from .primitive import Entry
+from .schedule import Schedule, as_schedule
+from .tape import Roots, Segment, Tape, kept_nbytes
+from .variable import LEAVES, Variable
+
+# At a joint: pass (None), scale by a number (0 drops), or any function of the pending adjoints by slot.
+Pending = dict[int, Any]
+Joint = Callable[[Pending], Pending] | float | None
+
+EVICTIONS_REMEMBERED = 1024  # how many dropped segments an error message can still name
+
+
+class WindowSegment(Segment):
+    """A segment on the deque: what was recorded, the losses handed in and not yet swept, its last adjoints."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.end: int = self.first  # the slot of its last value, once closed
+        self.losses: list[tuple[int, Any]] = []
+        self.adjoints: BoundaryAdjoints = BoundaryAdjoints({})
+        self._leaf_reads: list[tuple[int, int, Variable]] = []
+
+    def close(self) -> None:
+        self.end = self.entries[-1][1] if self.entries else self.first
+
+    def drop_leaves(self) -> None:
+        """Forget the arrays of leaves (weights="current"), remembering where a sweep has to put today's."""
+        for at, entry in enumerate(self.entries):
+            fields = None
+            for position, slot_position in entry[0].values:
+                slot = entry[slot_position]
+                leaf = LEAVES.get(slot) if isinstance(slot, int) and slot < 0 else None
+                if leaf is not None:
+                    fields = fields or list(entry)
+                    fields[position] = None
+                    self._leaf_reads.append((at, position, leaf))
+            if fields:
+                self.entries[at] = tuple(fields)
+
+    def entries_today(self) -> list[Entry]:
+        """The entries, with today's arrays for the leaves that were dropped."""
+        if not self._leaf_reads:
+            return self.entries
+        entries: list[Any] = list(self.entries)
+        for at, position, leaf in self._leaf_reads:
+            entry = entries[at]
+            entries[at] = (*entry[:position], leaf._array, *entry[position + 1 :])
+        return entries
+
+
+class BoundaryAdjoints(Mapping[Variable, Array]):
+    """Adjoints of values that cross a joint, by Variable; `.values()` also for those nobody holds any more."""
+
+    def __init__(self, by_slot: Mapping[int, Any]) -> None:
+        self.by_slot = dict(by_slot)
+
+    def __getitem__(self, v: Variable) -> Array:
+        return owned_adjoint(self.by_slot[v._slot], v)  # type: ignore[no-any-return]
+
+    def __contains__(self, v: object) -> bool:
+        return isinstance(v, Variable) and v._slot in self.by_slot
+
+    def __iter__(self) -> Any:
+        return iter(self.by_slot)
+
+    def __len__(self) -> int:
+        return len(self.by_slot)
+
+    def values(self) -> Any:
+        return [np.array(ct) for ct in self.by_slot.values()]
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of all of them together."""
+        return float(np.sqrt(sum(np.sum(np.square(ct, dtype=np.float64)) for ct in self.by_slot.values())))
+
+
+class Sweep(Adjoints):
+    """What one sweep over the window found. Also an Adjoints: `sweep[v]`, `sweep.gradients`.
+
+    `segments`: how many were swept. `losses`: how many were seeded. `left_edge`: the adjoints of values
+    from before the window, first of all of the state that entered it.
+    """
+
+    def __init__(self, keep: Iterable[Variable] = ()) -> None:
+        super().__init__(keep)
+        self.segments = 0
+        self.losses = 0
+        self._at_joints: list[BoundaryAdjoints] = []
+
+    @property
+    def left_edge(self) -> BoundaryAdjoints:
+        """What arrived at the window's left edge: adjoints that a longer window would carry on."""
+        return self._at_joints[-1]
+
+    @property
+    def joint_norms(self) -> list[float]:
+        """The lag profile: norm of the adjoints at every joint, newest first, before the joint's hook."""
+        return [pending.norm for pending in self._at_joints]
+
+    def enter(self, segment: WindowSegment) -> None:
+        """Seed the segment's losses, after the joint."""
+        for slot, seed in segment.losses:
+            self.add(slot, seed)
+            self.losses += 1
+        segment.adjoints = BoundaryAdjoints({s: ct for s, ct in self.sums.items() if s >= segment.first})
+        self._share(segment.adjoints)
+
+    def leave(self, segment: WindowSegment, joint: Joint) -> list[int]:
+        """Cross the joint below `segment`. Returns the slots of adjoints that end here for no declared reason."""
+        self.segments += 1
+        pending: Pending = {}
+        stopped: list[int] = []
+        for slot in [s for s in self.sums if s > 0]:
+            ct = self.sums.pop(slot)
+            if slot < segment.first:
+                pending[slot] = ct
+            elif slot not in self.kept:
+                stopped.append(slot)
+        self._at_joints.append(BoundaryAdjoints(pending))
+        self._share(self._at_joints[-1])
+        self.sums.update(pending if joint is None else through(joint, pending))
+        return stopped
+
+    def _share(self, adjoints: BoundaryAdjoints) -> None:
+        """Somebody else holds these arrays from now on: do not add to them in place."""
+        self.owned.difference_update(adjoints.by_slot)
+
+    def finish(self) -> None:
+        """Keep what was asked for, and drop what is pending beyond the left edge."""
+        for slot in [s for s in self.sums if s > 0]:
+            ct = self.sums.pop(slot)
+            if slot in self.kept:
+                self.kept[slot] = ct
+
+
+def through(joint: Joint, pending: Pending) -> Pending:
+    """The adjoints that a joint lets pass."""
+    if callable(joint):
+        return dict(joint(pending))
+    return {slot: ct * joint for slot, ct in pending.items()} if joint else {}
+
+
+class CapacitorTape(Tape):
+    """Keeps the newest segments of a loop, and sweeps back over them when the schedule says so.
+
+        tape = tg.CapacitorTape(20)
+        for x, target in stream:
+            with tape:
+                out, state = cell(x, state)
+                loss = tg.softmax_cross_entropy(readout(out), target)
+            if tape.backward(loss):
+                optimizer.step()
+                optimizer.zero_grad()
+        tape.sweep()
+
+    `schedule`: Full(), Sliding(window, stride), Chunked(window); an int is Sliding(int).
+    `weights`: a window may span optimizer steps. "recorded" differentiates what ran, with the weights it
+    ran with. "current" keeps one copy of the weights and sweeps old activations with today's: an
+    approximation, exact when the learning rate is 0.
+    `joint`: what happens to adjoints at the border between two segments: None passes them, a number
+    scales them (0 drops), a callable maps the pending adjoints `{slot: array}` to those that go on.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | int,
+        *,
+        weights: str = "recorded",
+        joint: Joint = None,
+        guard: bool = False,
+    ) -> None:
+        if weights not in ("recorded", "current"):
+            raise ArgumentError(
+                f"CapacitorTape: `weights` must be 'recorded' or 'current', and {describe(weights)} came."
+            )
+        self.schedule = as_schedule(schedule)
+        self.weights = weights
+        self.joint = joint
+        self._warned = False
+        self._closed: deque[WindowSegment] = deque()
+        self._evicted: deque[tuple[int, int, int]] = deque(maxlen=EVICTIONS_REMEMBERED)
+        self._count = 0  # segments closed so far
+        self._swept_at = 0  # the count at the last sweep
+        self._forget_on_close = False
+        super().__init__(guard=guard)
+
+    @property
+    def segments(self) -> Sequence[WindowSegment]:
+        """The closed segments in the window, oldest first."""
+        return tuple(self._closed)
+
+    # -- recording -------------------------------------------------------------------------------
+
+    def _new_segment(self) -> WindowSegment:
+        return WindowSegment(self._count + 1)
+
+    def _close(self) -> None:
+        segment = self._segment
+        assert isinstance(segment, WindowSegment)
+        segment.close()
+        if self.weights == "current":
+            segment.drop_leaves()
+        self._count += 1
+        self._closed.append(segment)
+        if self._forget_on_close:
+            self._forget_on_close = False
+            self._closed.clear()
+        self._evict()
+
+    def _roll_back(self) -> None:
+        self._swept_at = min(self._swept_at, self._count)
+        self._forget_on_close = False
+        self._open(Segment())
+
+    def _evict(self) -> None:
+        """Drop what is beyond the window; raise, and drop nothing, if a loss would go unswept."""
+        window = self.schedule.window
+        while window is not None and len(self._closed) > window:
+            oldest = self._closed[0]
+            if oldest.losses:
+                raise EvictedError(
+                    f"{self._name}.stop: segment {oldest.index} holds a loss that was handed in and never swept, "
+                    f"and would leave the window of {window} now.\n"
+                    f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
+                )
+            self._evicted.append((oldest.index, oldest.first, oldest.end))
+            self._closed.popleft()
+            if self._guard:
+                for entry in oldest.entries:
+                    self._guard.pop(entry[1], None)
+
+    def reset(self) -> None:
+        """Forget every segment, pending loss and count. Raises RecordingError while recording."""
+        if self.recording:
+            raise RecordingError(f"{self._name}.reset: a segment is open. Call stop() or abort() first.")
+        self._closed.clear()
+        self._evicted.clear()
+        self._count = self._swept_at = 0
+        self._open(Segment())
+
+    # -- sweeping --------------------------------------------------------------------------------
+
+    def backward(  # type: ignore[override]
+        self, root: Roots = None, seed: Any = None, *, keep: Iterable[Variable] = (), record: bool = False
+    ) -> Sweep | None:
+        """Hand in a loss; sweep the window if the schedule says that it is time.
+
+        Returns the Sweep when there was one, else None. All losses handed in since the last sweep are
+        seeded, each exactly once. While a segment is open it counts as the newest.
+
+        Raises EvictedError for a loss whose segment has left the window; otherwise as Tape.backward.
+        """
+        if record:
+            raise ArgumentError(
+                f"{self._name}.backward: `record=True` needs a plain Tape: a recorded sweep would be part of no segment.\n"
+                f"  Nest a tg.Tape inside the segment for higher-order gradients there."
+            )
+        roots, seeds = self._seeded(root, seed)
+        for r, s in zip(roots, seeds, strict=True):
+            self._segment_of(r._slot).losses.append((r._slot, s))
+        newest = self._count + self.recording
+        return self._sweep_window([*roots, *keep]) if self.schedule.due(newest - self._swept_at) else None
+
+    def sweep(self, *, keep: Iterable[Variable] = ()) -> Sweep | None:
+        """Sweep now whatever is pending; None if nothing is. Call it at a stream's end."""
+        return self._sweep_window(keep) if any(segment.losses for segment in self._window()) else None
+
+    def _sweep_window(self, keep: Iterable[Variable]) -> Sweep:
+        sweep, window = Sweep(keep), self._window()
+        stopped: list[int] = []
+        self._checked_entries()
+        for segment in reversed(window):
+            sweep.enter(segment)
+            sweep.sweep(reversed(segment.entries_today()))
+            stopped += sweep.leave(segment, self.joint)
+        sweep.finish()
+        sweep.deliver()
+        for segment in window:
+            segment.losses.clear()
+        self._swept_at = self._count + self.recording
+        if self.schedule.forgets:
+            self._closed.clear()
+            self._forget_on_close = self.recording
+        self._warn_of(stopped)
+        return sweep
+
+    def _warn_of(self, stopped: list[int]) -> None:
+        if stopped and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._name}: a segment read a value that was computed outside this tape's segments, and the "
+                f"gradient stops there. Compute it inside `with tape:`, or say so with tg.stop_gradient.",
+                GradientStopsWarning,
+                stacklevel=4,
+            )
+
+    # -- what a sweep covers -----------------------------------------------------------------------
+
+    def _window(self) -> list[WindowSegment]:
+        segments = [*self._closed]
+        if self.recording and isinstance(self._segment, WindowSegment):
+            segments.append(self._segment)
+        return segments if self.schedule.window is None else segments[-self.schedule.window :]
+
+    def _entries(self) -> list[Entry]:
+        return [entry for segment in self._window() for entry in segment.entries]
+
+    def _last(self) -> Entry | None:
+        for segment in reversed(self._window()):
+            if segment.entries:
+                return segment.entries[-1]
+        return None
+
+    def _segment_of(self, slot: int) -> WindowSegment:
+        """The segment that computed `slot`; for a leaf, the newest."""
+        window = self._window()
+        if slot < 0 and window:
+            return window[-1]
+        for segment in reversed(window):
+            if slot >= segment.first:
+                if segment.holds(slot):
+                    return segment
+                break
+        raise KeyError(slot)
+
+    def _holds(self, slot: int) -> bool:
+        try:
+            self._segment_of(slot)
+        except KeyError:
+            return False
+        return True
+
+    def _refuse_root(self, root: Variable) -> None:
+        dropped = [index for index, first, end in self._evicted if first < root._slot <= end]
+        if dropped:
+            window = self.schedule.window
+            oldest = self._closed[0].index if self._closed else self._count + 1
+            raise EvictedError(
+                f"{self._name}.backward: the loss was recorded in segment {dropped[0]}, and the oldest segment kept is {oldest}.\n"
+                f"  window is {window}. Call backward within {window} segments of the loss, or raise the window."
+            )
+        super()._refuse_root(root)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that the window keeps alive, each counted once."""
+        return kept_nbytes(self._entries())
+
+

@@ -1,0 +1,539 @@
+"""The Wengert list: every op that ran, in the order it ran, and the sweep that runs it backwards.
+
+A Tape records; it does not compute. Forward values come from the ops themselves, and `backward` visits
+the entries last to first, handing each pullback the cotangent of its output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from ..errors import ArgumentError, RecordingError, ShapeError, describe
+from ..types import Array, ArrayLike, Shape
+from .adjoints import Adjoints
+from .primitive import ACTIVE, DTYPE, ITEM, OUT, SHAPE, SLOTS, Bundle, Entry, namespace
+from .variable import LEAVES, Variable, next_slot, result
+
+T = TypeVar("T")
+Roots = Variable | Sequence[Variable] | None
+
+
+class Segment:
+    """What was recorded between one `begin` and its `stop`.
+
+    `first` lies below every slot issued for its entries and above every slot issued before.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.first = next_slot()
+        self.entries: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def holds(self, slot: int) -> bool:
+        """Whether one of the entries computed the value in `slot`."""
+        at = bisect_left(self.entries, slot, key=itemgetter(OUT))
+        return at < len(self.entries) and self.entries[at][OUT] == slot
+
+
+class Step(NamedTuple):
+    """One step of `Tape.walk`: an entry, the cotangent of its output, and what it hands to its inputs."""
+
+    name: str
+    out: str
+    inputs: tuple[str, ...]
+    residuals: dict[str, Any]
+    ct: Any
+    contributions: dict[str, Any]
+
+
+class Tape:
+    """Records the ops that run between `begin` and `stop`, and sweeps them in reverse.
+
+        tape = tg.Tape()
+        tape.begin()
+        loss = tg.mean((x @ w - target) ** 2)
+        tape.stop()
+        tape.backward(loss)              # w.grad
+
+    `begin` forgets the last recording. `with tape:` is begin … stop, and an exception inside rolls the
+    recording back. Tapes nest, and every active tape records. `guard=True` also remembers the contents
+    of everything kept, so that `backward` can name an array that was changed behind NumPy's back.
+    """
+
+    def __init__(self, *, guard: bool = False) -> None:
+        self._guard: dict[int, Guarded] | None = {} if guard else None
+        self._owner: Any = None  # the thread and task that record now
+        self._open(Segment())
+
+    # -- recording -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start recording. Raises RecordingError if this tape records already, here or elsewhere."""
+        if self._owner is not None:
+            where = "" if self._owner == current_context() else " in another thread or task"
+            raise RecordingError(
+                f"{self._name}.begin: this tape is already recording{where}.\n"
+                f"  Call stop() first, or abort() after an exception; `with tape:` does both for you."
+            )
+        self._open(self._new_segment())
+        self._owner = current_context()
+        ACTIVE.set((*(ACTIVE.get() or ()), self))
+
+    def stop(self) -> None:
+        """End the recording and keep it. Raises RecordingError without a `begin` in this thread and task."""
+        self._leave("stop")
+        self._close()
+
+    def abort(self) -> None:
+        """End the recording and forget it."""
+        self._leave("abort")
+        self._roll_back()
+
+    def record(self, f: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """`f(*args, **kwargs)`, recorded from begin to stop."""
+        with self:
+            return f(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context in which this tape records nothing: what is computed there is a constant to it."""
+        before = ACTIVE.get()
+        token = ACTIVE.set(tuple(tape for tape in before or () if tape is not self))
+        try:
+            yield
+        finally:
+            ACTIVE.reset(token)
+
+    def __enter__(self: T) -> T:
+        self.begin()  # type: ignore[attr-defined]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self.abort()
+
+    @property
+    def recording(self) -> bool:
+        """Whether a `begin` waits for its `stop`."""
+        return self._owner is not None
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _new_segment(self) -> Segment:
+        return Segment()
+
+    def _open(self, segment: Segment) -> None:
+        self._segment = segment
+        self.append = segment.entries.append if self._guard is None else self._append_guarded
+
+    def _close(self) -> None:
+        """A plain tape keeps its one segment as it is."""
+
+    def _roll_back(self) -> None:
+        self._open(Segment())
+
+    def _leave(self, method: str) -> None:
+        active = ACTIVE.get() or ()
+        if self._owner is None:
+            raise RecordingError(
+                f"{self._name}.{method}: this tape is not recording. Call begin() first, or use `with tape:`."
+            )
+        if self._owner != current_context() or self not in active:
+            raise RecordingError(
+                f"{self._name}.{method}: recording was begun in another thread or task, or is paused here.\n"
+                f"  Call {method}() where begin() was called, outside pause()."
+            )
+        ACTIVE.set(tuple(tape for tape in active if tape is not self) or None)
+        self._owner = None
+
+    # -- sweeping --------------------------------------------------------------------------------
+
+    def backward(
+        self, root: Roots = None, seed: Any = None, *, keep: Iterable[Variable] = (), record: bool = False
+    ) -> Adjoints:
+        """Sweep from `root` to the leaves, and add their adjoints to their `.grad`.
+
+        `root` is a recorded Variable or a list of them, the last value recorded if None. A root that is
+        not scalar needs a `seed`, its cotangent, of the same shape; for a list of roots, a list of seeds.
+        `keep` names values whose adjoints are to be readable in the result. `record=True` runs the
+        pullbacks as recorded ops, on this tape and on every active one, so that they can be
+        differentiated in turn. Each call starts from fresh adjoints.
+
+        Raises RecordingError if nothing was recorded or the root is not on this tape, ArgumentError for
+        a root that is not scalar and has no seed, ShapeError for a seed of another shape.
+        """
+        roots, seeds = self._seeded(root, seed)
+        adjoints = self._sweep(roots, seeds, keep, record)
+        adjoints.deliver()
+        return adjoints
+
+    def _sweep(self, roots: Sequence[Variable], seeds: Sequence[Any], keep: Iterable[Variable], record: bool) -> Adjoints:
+        adjoints = Adjoints([*roots, *keep], record=record)
+        for root, seed in zip(roots, seeds, strict=True):
+            adjoints.add(root._slot, seed)
+        entries = reversed(self._checked_entries())
+        if not record:
+            adjoints.sweep(entries)
+        else:
+            with self._appending():
+                adjoints.sweep(map(revive, entries))
+        return adjoints
+
+    def walk(self, root: Roots = None, seed: Any = None) -> Iterator[Step]:
+        """The sweep one entry at a time, in plain Python, for people who want to watch. Touches no `.grad`."""
+        roots, seeds = self._seeded(root, seed)
+        adjoints, names = Adjoints(roots), Names(self._entries())
+        for r, s in zip(roots, seeds, strict=True):
+            adjoints.add(r._slot, s)
+        for entry in reversed(self._entries()):
+            ct = adjoints.take(entry[OUT])
+            if ct is not None:
+                contributions = list(entry[0].pull(entry, ct))
+                for slot, contribution in contributions:
+                    adjoints.add(slot, contribution)
+                shown = {names[slot]: contribution for slot, contribution in contributions}
+                kept = entry[0].residuals(entry)
+                yield Step(entry[0].name, names[entry[OUT]], names.inputs(entry), kept, ct, shown)
+
+    def pushforward(self, tangents: Mapping[Variable, ArrayLike], root: Roots = None) -> Any:
+        """The tangent of `root` when leaves move along `tangents`: forward mode over this recording.
+
+        `tangents` maps leaves (or any value that the recording read) to arrays of their shapes. Returns
+        an array of the root's shape, zeros if no tangent reaches it; a list for a list of roots.
+        """
+        roots = self._roots(root)
+        moving: dict[int, Any] = {}
+        for v, t in tangents.items():
+            moving[v._slot] = np.asarray(t, dtype=v.dtype)
+            require_shape(moving[v._slot], v, f"{self._name}.pushforward", "tangent")
+        for entry in self._entries():
+            pushed = push(entry, moving)
+            if pushed is not None:
+                moving[entry[OUT]] = pushed
+        out = [np.array(moving.get(r._slot, np.zeros(r.shape)), dtype=r.dtype) for r in roots]
+        return out if isinstance(root, Sequence) else out[0]
+
+    # -- roots -----------------------------------------------------------------------------------
+
+    def _entries(self) -> list[Entry]:
+        """What a sweep covers, in the order in which it ran."""
+        return self._segment.entries
+
+    def _last(self) -> Entry | None:
+        entries = self._entries()
+        return entries[-1] if entries else None
+
+    def _holds(self, slot: int) -> bool:
+        return self._segment.holds(slot)
+
+    def _roots(self, root: Roots) -> list[Variable]:
+        if root is None:
+            last = self._last()
+            if last is None:
+                raise RecordingError(
+                    f"{self._name}.backward: nothing was recorded.\n"
+                    f"  Compute with Variables between begin() and stop(): plain arrays leave no entry."
+                )
+            if last[SHAPE] != ():
+                raise ArgumentError(
+                    f"{self._name}.backward: the last value recorded is {last[0].name} of shape {last[SHAPE]}, not a scalar.\n"
+                    f"  Name the root, backward(loss); or end with tg.sum or tg.mean; or give a seed of its shape."
+                )
+            return [result(np.empty((), last[DTYPE]), last[OUT])]
+        roots = list(root) if isinstance(root, Sequence) else [root]
+        for r in roots:
+            self._require_root(r)
+        return roots
+
+    def _require_root(self, root: Any) -> None:
+        if not isinstance(root, Variable):
+            raise ArgumentError(
+                f"{self._name}.backward: `root` must be a Variable that was recorded, and {describe(root)} came.\n"
+                f"  Keep the loss as a Variable: float(loss) and loss.value leave the tape."
+            )
+        if root._slot < 0 or self._holds(root._slot):
+            return
+        self._refuse_root(root)
+
+    def _refuse_root(self, root: Variable) -> None:
+        if not self._entries():
+            what = "nothing was recorded"
+        elif root._slot == 0:
+            what = "the root is a constant: no Variable that is differentiated went into it"
+        else:
+            what = "the root was not recorded on this tape (another tape, an earlier recording, or none)"
+        raise RecordingError(
+            f"{self._name}.backward: {what}.\n  Compute the root from Variables between this tape's begin() and stop()."
+        )
+
+    def _seeded(self, root: Roots, seed: Any) -> tuple[list[Variable], list[Any]]:
+        """The roots, and for each the cotangent that the sweep starts from."""
+        roots = self._roots(root)
+        several = isinstance(root, Sequence)
+        given = list(seed) if several and seed is not None else [seed] * len(roots) if seed is None else [seed]
+        if len(given) != len(roots):
+            raise ArgumentError(
+                f"{self._name}.backward: {len(roots)} roots need as many seeds, and {len(given)} came."
+            )
+        return roots, [self._seed_for(r, s) for r, s in zip(roots, given, strict=True)]
+
+    def _seed_for(self, root: Variable, seed: Any) -> Any:
+        if seed is None:
+            if root.shape != ():
+                raise ArgumentError(
+                    f"{self._name}.backward: the root is not a scalar: {describe(root._array)}.\n"
+                    f"  Reduce it (tg.mean, tg.sum), or give its cotangent: backward(root, seed=array of shape {root.shape})."
+                )
+            return np.ones((), root.dtype)
+        if isinstance(seed, Variable):
+            require_shape(seed, root, f"{self._name}.backward", "seed")
+            return seed
+        seed = np.array(seed, dtype=root.dtype)
+        require_shape(seed, root, f"{self._name}.backward", "seed")
+        return seed
+
+    @contextlib.contextmanager
+    def _appending(self) -> Iterator[None]:
+        """A scope in which this tape is active, whether or not it is between begin and stop."""
+        active = ACTIVE.get() or ()
+        token = ACTIVE.set(active if self in active else (*active, self))
+        try:
+            yield
+        finally:
+            ACTIVE.reset(token)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._entries())
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that this tape keeps alive for its pullbacks."""
+        return kept_nbytes(self._entries())
+
+    def __str__(self) -> str:
+        """The Wengert table: value, op, inputs, what is kept, shape."""
+        entries = self._entries()
+        names = Names(entries)
+        rows = [
+            (
+                f"{names[e[OUT]]} = {e[0].name}({', '.join(names.inputs(e))})",
+                f"keeps {', '.join(n for n in e[0].residuals(e)) or 'nothing'}",
+                f"{e[SHAPE]}" if not e[SHAPE] or isinstance(e[SHAPE][0], int) else str([s for s, _ in e[SHAPE]]),
+            )
+            for e in entries
+        ]
+        if len(rows) > 60:
+            rows = [*rows[:40], (f"... {len(rows) - 50} more", "", ""), *rows[-10:]]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+        head = f"{self._name}: {len(entries)} entries, {self.nbytes} bytes kept"
+        return "\n".join([head, *(f"{a:<{widths[0]}}   {b:<{widths[1]}}   {c}".rstrip() for a, b, c in rows)])
+
+    # -- guarding --------------------------------------------------------------------------------
+
+    def _append_guarded(self, entry: Entry) -> None:
+        assert self._guard is not None
+        self._guard[entry[OUT]] = Guarded(where_called(), fingerprints(entry))
+        self._segment.entries.append(entry)
+
+    def _checked_entries(self) -> list[Entry]:
+        entries = self._entries()
+        for entry in entries if self._guard else ():
+            guarded = self._guard[entry[OUT]]  # type: ignore[index]
+            now = fingerprints(entry)
+            for name, before in guarded.prints.items():
+                if now[name] != before:
+                    raise RecordingError(
+                        f"{self._name}.backward: `{name}`, kept by {entry[0].name} at {guarded.line}, has been changed since.\n"
+                        f"  Assign to .value instead of writing into an array, or pass a copy."
+                    )
+        return entries
+
+
+# -- entries ---------------------------------------------------------------------------------------
+
+
+def revive(entry: Entry) -> Entry:
+    """`entry` with its residual arrays as Variables in their old slots: a rule run on it is recorded."""
+    variant = entry[0]
+    if variant is ITEM:
+        return entry
+    fields = list(entry)
+    for position, slot_position in variant.values:
+        slots, values = fields[slot_position], fields[position]
+        if isinstance(slots, tuple):
+            fields[position] = tuple(result(v, s) if s else v for v, s in zip(values, slots, strict=True))
+        elif slots:
+            fields[position] = result(values, slots)
+    if variant.primitive.reference is not None:
+        fields[0] = ByReference(variant)
+    return tuple(fields)
+
+
+class ByReference:
+    """A fused op in a recorded pass: the pull of its `reference`, whose ops are taped."""
+
+    def __init__(self, variant: Any) -> None:
+        self.variant = variant
+        self.name = variant.name
+
+    def pull(self, entry: Entry, ct: Any) -> Iterable[tuple[int, Any]]:
+        p, named = self.variant.primitive, self.variant.residuals(entry)
+        tape = Tape()
+        with tape:
+            y = p.reference(*(named[a] for a in p.arguments), **{s: named[s] for s in p.statics})
+        ys, cts = (y, ct.parts) if isinstance(ct, Bundle) else ([y], {0: ct})
+        sums = tape._sweep([ys[i] for i in cts], list(cts.values()), (), record=True).sums
+        slots = self.variant.input_slots(entry)
+        return [(slots[a], sums[slots[a]]) for a in self.variant.live if slots[a] in sums]
+
+
+def push(entry: Entry, tangents: Mapping[int, Any]) -> Any:
+    """The tangent of an entry's output from those of its inputs, or None if none of them moves."""
+    variant = entry[0]
+    if variant is ITEM:
+        whole = tangents.get(entry[SLOTS])
+        return None if whole is None else whole.parts.get(entry[SLOTS + 1])
+    slots = variant.input_slots(entry)
+    if not any(s in tangents for slot in slots.values() for s in (slot if isinstance(slot, tuple) else (slot,))):
+        return None
+    p, named = variant.primitive, variant.residuals(entry)
+    if p.kind == "elementwise":  # a diagonal Jacobian is its own transpose: the rules push as well as they pull
+        moved = [(a, tangents[slots[a]]) for a in variant.live if slots[a] in tangents]
+        parts = [p.rules[a](np.broadcast_to(t, entry[SHAPE]), *_residuals_of(p.rules[a], named)) for a, t in moved]
+        return sum(parts[1:], start=parts[0])
+    if p.kind == "linear":
+        t = tangents[slots[p.arguments[0]]]
+        return p.body(namespace(t), t, **{s: named[s] for s in p.statics})
+    return push_by_transposing(entry, tangents)
+
+
+def push_by_transposing(entry: Entry, tangents: Mapping[int, Any]) -> Any:
+    """J t as the gradient of ct -> <Jᵀ ct, t>: a pullback is linear in `ct`, so any ct will do."""
+    revived, shapes = revive(entry), entry[SHAPE]
+    several = bool(shapes) and isinstance(shapes[0], tuple)
+    cts = [Variable(np.zeros(*s)) for s in shapes] if several else [Variable(np.zeros(shapes, entry[DTYPE]))]
+    tape = Tape()
+    with tape:
+        contributions = list(revived[0].pull(revived, Bundle(dict(enumerate(cts))) if several else cts[0]))
+    moved = [(c, tangents[s]) for s, c in contributions if s in tangents and isinstance(c, Variable) and c._slot]
+    adjoints = tape._sweep([c for c, _ in moved], [t for _, t in moved], (), record=False)
+    return Bundle({i: adjoints[ct] for i, ct in enumerate(cts)}) if several else adjoints[cts[0]]
+
+
+class Names:
+    """What the printout calls each slot: a leaf by its name, anything else v0, v1 ... in order of appearance."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._names: dict[int, str] = {}
+        for entry in entries:
+            for slot in entry[0].input_slots(entry).values():
+                for s in slot if isinstance(slot, tuple) else (slot,):
+                    self[s]
+            self[entry[OUT]]
+
+    def __getitem__(self, slot: int) -> str:
+        if slot == 0:
+            return "const"
+        if slot not in self._names:
+            leaf = LEAVES.get(slot)
+            named = leaf.name if leaf is not None else None
+            self._names[slot] = named or f"v{len(self._names)}"
+        return self._names[slot]
+
+    def inputs(self, entry: Entry) -> tuple[str, ...]:
+        """The inputs of `entry` by name; a constant that is a number and is kept, as that number."""
+        kept = entry[0].residuals(entry)
+        shown = []
+        for argument, slot in entry[0].input_slots(entry).items():
+            if isinstance(slot, tuple):
+                shown.append(f"[{', '.join(self[s] for s in slot)}]")
+            elif slot == 0 and isinstance(kept.get(argument), (int, float)):
+                shown.append(f"{kept[argument]:g}")
+            else:
+                shown.append(self[slot])
+        return tuple(shown)
+
+
+def _residuals_of(rule: Callable[..., Any], named: Mapping[str, Any]) -> list[Any]:
+    code = rule.__code__
+    return [named[n] for n in code.co_varnames[1 : code.co_argcount]]
+
+
+def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
+    """Every array that `entries` hold."""
+    for entry in entries:
+        for value in entry[SLOTS:]:
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, np.ndarray):
+                    yield item
+
+
+def kept_nbytes(entries: Iterable[Entry]) -> int:
+    """Bytes of the buffers behind the arrays that `entries` hold, each counted once."""
+    owners = {}
+    for array in kept_arrays(entries):
+        owner = array if array.base is None or not isinstance(array.base, np.ndarray) else array.base
+        owners[id(owner)] = owner.nbytes
+    return sum(owners.values())
+
+
+def require_shape(array: Any, v: Variable, where: str, what: str) -> None:
+    if array.shape != v.shape:
+        raise ShapeError(
+            f"{where}: the {what} must have the shape of its Variable.\n  {what}: {array.shape}      Variable: {v.shape}"
+        )
+
+
+def current_context() -> tuple[int, Any]:
+    """The thread, and the asyncio task if there is one, that runs now."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        task = asyncio.current_task() if asyncio else None
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return threading.get_ident(), task
+
+
+# -- guard -----------------------------------------------------------------------------------------
+
+
+class Guarded(NamedTuple):
+    line: str
+    prints: dict[str, int]
+
+
+def fingerprints(entry: Entry) -> dict[str, int]:
+    """A hash of the bytes of each array that `entry` keeps, by name."""
+    kept = entry[0].residuals(entry).items()
+    return {name: hash(value.tobytes()) for name, value in kept if isinstance(value, np.ndarray)}
+
+
+def where_called() -> str:
+    """File and line of the nearest caller outside this package."""
+    frame = sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and (
+        frame.f_globals.get("__name__", "").partition(".")[0] == package or "generate" in frame.f_globals
+    ):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

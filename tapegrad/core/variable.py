@@ -1,0 +1,255 @@
+"""Values that the tape can tell apart: an array, and the slot that names it on the Wengert list.
+
+A *slot* is issued once per process and never reused. Its sign says what a value is:
+
+    slot < 0   a leaf: made by the user, differentiated, holds a `.grad`
+    slot > 0   a result, recorded by the tapes that were active when it was computed
+    slot == 0  a constant
+
+A Variable does not know its tape. Whether a slot is on a tape is the tape's to say, so a value
+whose entry was dropped is a constant without anyone having to cut anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DtypeError, ShapeError, UnsupportedError, describe
+from ..types import Array, ArrayLike, Shape
+
+next_slot = itertools.count(1).__next__
+
+# The living leaves by slot. A sweep finds here whose `.grad` it has computed; a leaf that
+# nobody holds any more has nobody to read it.
+LEAVES: weakref.WeakValueDictionary[int, Variable] = weakref.WeakValueDictionary()
+
+
+class Variable:
+    """An array that is differentiated.
+
+    `value` is copied; it must be floating point. Assign to `.value` to change it (recordings keep
+    the array they used). `.grad` is `None` until a `backward` reaches this leaf, and then an array
+    of the same shape and dtype that later sweeps add to; set it to `None` to start again.
+
+    Raises DtypeError for integers, booleans, complex numbers and objects.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_grad", "_slot", "name")
+    __array_priority__ = 1000
+
+    _array: Any
+    _slot: int
+    _grad: Array | None
+    name: str | None
+
+    def __init__(self, value: ArrayLike, *, name: str | None = None) -> None:
+        self._array = floating(value, type(self).__name__)
+        self._slot = -next_slot()
+        self._grad = None
+        self.name = name
+        LEAVES[self._slot] = self
+
+    @property
+    def value(self) -> Array:
+        """The array, read-only. To change a leaf assign: `p.value = p.value - lr * p.grad`."""
+        array = self._array
+        if not isinstance(array, np.ndarray):
+            array = self._array = np.asarray(array)
+        array.flags.writeable = False
+        return array
+
+    @value.setter
+    def value(self, value: ArrayLike) -> None:
+        array = floating(value, "value", dtype=self._array.dtype)
+        if array.shape != self._array.shape:
+            raise ShapeError(
+                f"value: a {type(self).__name__} keeps its shape.\n"
+                f"  it is {describe(self._array)}, and the new value is {describe(array)}.\n"
+                f"  Make a new {type(self).__name__} for a new shape."
+            )
+        self.rebind(array)
+
+    def rebind(self, array: Array) -> None:
+        """Take `array` as the value without copying it. The caller gives it away: it is not checked."""
+        self._array = array
+
+    @property
+    def grad(self) -> Array | None:
+        """The gradient summed over all sweeps since it was `None`; owned, free to be changed in place."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: ArrayLike | None) -> None:
+        if grad is not None:
+            grad = np.array(grad, dtype=self.dtype)
+            if grad.shape != self.shape:
+                raise ShapeError(
+                    f"grad: expected the shape of the value.\n"
+                    f"  value: {describe(self._array)}      grad: {describe(grad)}"
+                )
+        self._grad = grad
+
+    def accumulate_grad(self, ct: Array) -> None:
+        """Add `ct` to `.grad`, in the dtype of the value."""
+        if self._grad is None:
+            self._grad = np.array(ct, dtype=self.dtype)
+        else:
+            self._grad += ct
+
+    # -- what an array also has ------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Shape:
+        return self._array.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._array.dtype  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        return self._array.size  # type: ignore[no-any-return]
+
+    def item(self) -> float:
+        """The only element, as a Python number."""
+        return self._array.item()  # type: ignore[no-any-return]
+
+    def __float__(self) -> float:
+        return float(self._array)
+
+    def __int__(self) -> int:
+        return int(self._array)
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self._array)))  # type: ignore[index]
+
+    __hash__ = object.__hash__
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if self._slot == 0:
+            return np.array(self._array, dtype=dtype, copy=copy)
+        raise UnsupportedError(
+            "a differentiated Variable cannot become a plain array: its gradient would be lost in silence.\n"
+            "  Use v.value for the bare array, tg.stack([v, ...]) to build an array from Variables,\n"
+            "  and tg.where(mask, v, y) instead of y[mask] = v."
+        )
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise UnsupportedError(
+            "a Variable is never written into: recordings share its array.\n"
+            "  Use tg.where(mask, value, v) for a changed copy, or assign a leaf's whole .value."
+        )
+
+    def __repr__(self) -> str:
+        body = np.array2string(np.asarray(self._array), separator=", ", prefix=f"{type(self).__name__}(")
+        return f"{type(self).__name__}({body}, dtype={self.dtype})"
+
+    def __reduce__(self) -> Any:
+        return _restore, (type(self), np.array(self._array), self._grad, self.name)
+
+
+class Parameter(Variable):
+    """A Variable that a module owns and an optimizer updates."""
+
+    __slots__ = ("_grad_home",)
+
+    def __init__(self, value: ArrayLike, *, name: str | None = None) -> None:
+        super().__init__(value, name=name)
+        self._grad_home: Array | None = None
+
+    @property
+    def grad(self) -> Array | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: ArrayLike | None) -> None:
+        if self._grad_home is None:
+            Variable.grad.fset(self, grad)  # type: ignore[attr-defined]
+        else:  # the gradient lives in a shared vector: None empties its piece
+            self._grad_home[...] = 0 if grad is None else grad
+
+    def give_grad_home(self, home: Array) -> None:
+        """Keep the gradient in `home` from now on, a piece of a vector that holds several gradients."""
+        home[...] = 0 if self._grad is None else self._grad
+        self._grad = self._grad_home = home
+
+
+class Result(Variable):
+    """What an op returns. Made without a Python `__init__`, which is 0.1 µs of every op."""
+
+    __slots__ = ()
+    __init__ = object.__init__  # type: ignore[assignment]
+
+    @property
+    def grad(self) -> Array | None:
+        return None
+
+    @grad.setter
+    def grad(self, grad: ArrayLike | None) -> None:
+        raise ArgumentError(
+            "grad: only leaves hold one. Ask the sweep for this value: tape.backward(root, keep=[v])[v]."
+        )
+
+    @property
+    def value(self) -> Array:
+        return Variable.value.fget(self)  # type: ignore[attr-defined,no-any-return]
+
+    @value.setter
+    def value(self, value: ArrayLike) -> None:
+        raise ArgumentError(
+            "value: this Variable was computed by an op, so its value cannot be assigned.\n"
+            "  Make a leaf of it with tg.Variable(v.value), and assign to that."
+        )
+
+    def __repr__(self) -> str:
+        return "Variable" + Variable.__repr__(self).removeprefix("Result")
+
+    def __reduce__(self) -> Any:
+        return constant, (np.array(self._array),)
+
+
+def result(array: Any, slot: int) -> Result:
+    """The Variable with value `array` that is called `slot` on the tapes."""
+    made = object.__new__(Result)
+    made._array = array
+    made._slot = slot
+    return made
+
+
+def constant(array: ArrayLike) -> Variable:
+    """`array` as a Variable that is not differentiated, kept by reference: do not write to it later."""
+    return result(array._array if isinstance(array, Variable) else np.asarray(array), 0)
+
+
+def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
+    """A fresh C-ordered floating-point array from `value`, or the error that says why not."""
+    if isinstance(value, Variable):
+        value = value._array
+    array = np.array(value, dtype=None if dtype is None else dtype, order="C")
+    if array.dtype.kind != "f":
+        raise DtypeError(
+            f"{name}: a differentiated value must be real floating point, and {describe(array)} came.\n"
+            f"  Write np.asarray(x, np.float32), or leave integers (labels, indices) as plain arrays."
+        )
+    return array
+
+
+def _restore(kind: type[Variable], array: Array, grad: Array | None, name: str | None) -> Variable:
+    restored = kind(array, name=name)
+    restored._grad = None if grad is None else grad.copy()
+    return restored

@@ -1,0 +1,6 @@
+"""Sequences to train on."""
+
+from .streams import streams as streams
+from .text import Vocabulary as Vocabulary
+from .text import english as english
+from .text import read_text as read_text

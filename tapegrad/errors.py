@@ -1,0 +1,54 @@
+"""Exceptions that say what was expected, what came, and what to do about it.
+
+Every error that a caller can cause is a `TapegradError`, and also the built-in exception that a
+NumPy user would look for (`ValueError` for a shape, `TypeError` for a dtype).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class TapegradError(Exception):
+    """Anything that tapegrad refuses to do."""
+
+
+class ArgumentError(TapegradError, ValueError):
+    """An argument whose value makes no sense here (a window of 0, a label out of range)."""
+
+
+class ShapeError(ArgumentError):
+    """Arrays whose shapes do not fit together."""
+
+
+class DtypeError(TapegradError, TypeError):
+    """An array of a type that cannot be differentiated or used here."""
+
+
+class UnsupportedError(TapegradError, TypeError):
+    """A NumPy function or keyword that would lose the recording, refused by name."""
+
+
+class RecordingError(TapegradError, RuntimeError):
+    """A tape used out of order: nothing recorded, begun twice, stopped without a beginning ..."""
+
+
+class EvictedError(RecordingError):
+    """A value whose segment has left the window."""
+
+
+class NonFiniteError(TapegradError, FloatingPointError):
+    """A NaN or an infinity where it would have spoilt the weights."""
+
+
+class GradientStopsWarning(UserWarning):
+    """A gradient ends at a place where the author of the loop may not expect it to."""
+
+
+def describe(value: object) -> str:
+    """`value` in the words of an error message: dtype and shape of an array, else its type and repr."""
+    array = getattr(value, "_array", value)
+    if isinstance(array, (np.ndarray, np.generic)):
+        return f"{array.dtype} {array.shape}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

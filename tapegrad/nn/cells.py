@@ -1,0 +1,87 @@
+"""Recurrent cells as pure functions: an input and a state in, an output and the next state out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core.variable import Parameter, Variable, constant
+from ..ops.elementwise import sigmoid, tanh
+from ..ops.recurrent import lstm_step
+from ..ops.shape import split
+from .layers import uniform
+from .module import Module
+
+
+class Cell(Module):
+    """Weights of `gates` affine maps of the input and of the hidden state, side by side in columns."""
+
+    gates = 1
+
+    def __init__(self, n_in: int, n_hidden: int, *, dtype: Any = np.float32, rng: Any = None) -> None:
+        rng = np.random.default_rng(rng)
+        width = self.gates * n_hidden
+        self.n_in, self.n_hidden, self.dtype = n_in, n_hidden, np.dtype(dtype)
+        self.w_x = Parameter(uniform(rng, (n_in, width), n_hidden, dtype))
+        self.w_h = Parameter(uniform(rng, (n_hidden, width), n_hidden, dtype))
+        self.b = Parameter(np.zeros(width, dtype))
+
+    def zeros(self, batch: int) -> Variable:
+        """A state of zeros, a constant. Shape (batch, n_hidden)."""
+        return constant(np.zeros((batch, self.n_hidden), self.dtype))
+
+    def initial_state(self, batch: int) -> Any:
+        """The state before the first input, in the form that `forward` takes and returns."""
+        return self.zeros(batch)
+
+
+class RNNCell(Cell):
+    """Elman's network: $h' = \\tanh(x W_x + h W_h + b)$. State: h (batch, n_hidden). Source: Elman 1990."""
+
+    def forward(self, x: Any, h: Any) -> tuple[Any, Any]:
+        h = tanh(x @ self.w_x + h @ self.w_h + self.b)
+        return h, h
+
+
+class GRUCell(Cell):
+    """Gated recurrent unit. State: h (batch, n_hidden). Source: Cho et al. 2014, in cuDNN's form.
+
+    $r, z = \\sigma(x W_x + b + h W_h + b_h)$, $n = \\tanh(x W_x + b + r (h W_h + b_h))$,
+    $h' = n + z (h - n)$; the columns of the weights are r, z, n.
+    """
+
+    gates = 3
+
+    def __init__(self, n_in: int, n_hidden: int, *, dtype: Any = np.float32, rng: Any = None) -> None:
+        super().__init__(n_in, n_hidden, dtype=dtype, rng=rng)
+        self.b_h = Parameter(np.zeros(3 * n_hidden, dtype))
+
+    def forward(self, x: Any, h: Any) -> tuple[Any, Any]:
+        x_r, x_z, x_n = split(x @ self.w_x + self.b, 3, -1)
+        h_r, h_z, h_n = split(h @ self.w_h + self.b_h, 3, -1)
+        n = tanh(x_n + sigmoid(x_r + h_r) * h_n)
+        h = n + sigmoid(x_z + h_z) * (h - n)
+        return h, h
+
+
+class LSTMCell(Cell):
+    """Long short-term memory. State: `(h, c)`, both (batch, n_hidden). See `tg.lstm_step`.
+
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015); the columns of the weights are i, f, g, o.
+    """
+
+    gates = 4
+
+    def __init__(self, n_in: int, n_hidden: int, *, dtype: Any = np.float32, rng: Any = None) -> None:
+        super().__init__(n_in, n_hidden, dtype=dtype, rng=rng)
+        bias = np.zeros(4 * n_hidden, dtype)
+        bias[n_hidden : 2 * n_hidden] = 1
+        self.b.value = bias
+
+    def initial_state(self, batch: int) -> tuple[Variable, Variable]:
+        return self.zeros(batch), self.zeros(batch)
+
+    def forward(self, x: Any, state: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+        h, c = lstm_step(x, *state, self.w_x, self.w_h, self.b)
+        return h, (h, c)

@@ -1,0 +1,67 @@
+"""All parameters of a module as one vector, and all their gradients as another (Torch 7's getParameters)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.variable import Parameter
+from ..errors import ArgumentError
+from ..types import Array, ArrayLike
+
+
+class FlatParameter(Parameter):
+    """A vector of which the members' values are consecutive pieces.
+
+    Assigning to its `.value` rebinds every member to a view of the new vector; recordings keep the old
+    one. Assigning to a member is seen here too. An optimizer takes it as one parameter.
+    """
+
+    __slots__ = ("_members",)
+
+    def __init__(self, members: Sequence[Parameter]) -> None:
+        self._members = tuple(members)
+        super().__init__(joined(self._members))
+        self.rebind(self._array)
+
+    def rebind(self, array: Array) -> None:
+        super().rebind(array)
+        for member, piece in zip(self._members, pieces(array, self._members), strict=True):
+            member.rebind(piece)
+
+    @property
+    def value(self) -> Array:
+        if any(member._array.base is not self._array for member in self._members):
+            self.rebind(joined(self._members))
+        return Parameter.value.fget(self)  # type: ignore[attr-defined,no-any-return]
+
+    @value.setter
+    def value(self, value: ArrayLike) -> None:
+        Parameter.value.fset(self, value)  # type: ignore[attr-defined]
+
+
+def flatten(members: Sequence[Parameter]) -> tuple[FlatParameter, Array]:
+    """One parameter and one gradient vector for `members`, whose `.grad` become views of the latter."""
+    dtypes = {member.dtype for member in members}
+    if len(dtypes) != 1:
+        raise ArgumentError(
+            "parameters(flat=True): there must be parameters, all of one dtype.\n  "
+            + (", ".join(f"{m.name}: {m.dtype}" for m in members) or "there are none")
+        )
+    params = FlatParameter(members)
+    grads = np.zeros(params.shape, params.dtype)
+    for member, piece in zip(members, pieces(grads, members), strict=True):
+        member.give_grad_home(piece)
+    params.give_grad_home(grads)
+    return params, grads
+
+
+def joined(members: Sequence[Parameter]) -> Array:
+    return np.concatenate([member._array.ravel() for member in members])
+
+
+def pieces(vector: Array, members: Sequence[Parameter]) -> list[Any]:
+    ends = np.cumsum([member.size for member in members])
+    return [vector[end - m.size : end].reshape(m.shape) for end, m in zip(ends, members, strict=True)]

@@ -1,0 +1,95 @@
+"""Modules: named trees of parameters with a `forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..core.variable import Parameter
+from ..errors import ArgumentError, ShapeError, describe
+from ..types import Array
+from .flat import FlatParameter, flatten
+
+
+class Module:
+    """Owns parameters and other modules (as attributes, or in lists, tuples and dicts), and has a `forward`.
+
+    Calling a module is calling its `forward`; one module may be called at every step of a loop, and the
+    gradients of all its uses add up in its parameters.
+    """
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the module computes."""
+        raise TypeError(f"{type(self).__name__} has no forward. Define forward(self, ...) in the class.")
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.forward(*inputs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Parameter) and value.name is None:
+            value.name = name
+        super().__setattr__(name, value)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its path ("cell.w_x"), in the order of definition; a shared one once."""
+        seen: set[int] = set()
+        for name, parameter in walk("", self):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def parameters(self, flat: bool = False) -> Any:
+        """The parameters as a list; with `flat=True` as `(params, grads)`, one vector each.
+
+        `grads` is a NumPy array into which every later `backward` adds; `params` is a Parameter:
+        assign `params.value = params.value - lr * grads` to update all. Needs a single dtype.
+        """
+        members = [parameter for _, parameter in self.named_parameters()]
+        return flatten(members) if flat else members
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters' values by path."""
+        return {name: parameter.value.copy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the values of `state_dict`. Raises, and changes nothing, unless names and shapes all fit."""
+        own = dict(self.named_parameters())
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise ArgumentError(
+                f"{type(self).__name__}.load_state_dict: names differ.\n  missing: {missing}      unknown: {unknown}"
+            )
+        arrays = {name: np.asarray(state[name]) for name in own}
+        for name, parameter in own.items():
+            if arrays[name].shape != parameter.shape:
+                raise ShapeError(
+                    f"{type(self).__name__}.load_state_dict: `{name}` has another shape.\n"
+                    f"  here: {describe(parameter)}      there: {describe(arrays[name])}"
+                )
+        for name, parameter in own.items():
+            parameter.value = arrays[name]
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {describe(parameter)}" for name, parameter in self.named_parameters()]
+        return f"{type(self).__name__}(" + ("\n" + "\n".join(lines) + "\n" if lines else "") + ")"
+
+
+def walk(path: str, owner: Any) -> Iterator[tuple[str, Parameter]]:
+    """Parameters below `owner`, depth first, with their paths."""
+    if isinstance(owner, FlatParameter):  # a view of others, not one more
+        return
+    if isinstance(owner, Parameter):
+        yield path, owner
+    elif isinstance(owner, Module | Mapping):
+        for name, child in (owner if isinstance(owner, Mapping) else vars(owner)).items():
+            yield from walk(f"{path}.{name}" if path else str(name), child)
+    elif isinstance(owner, list | tuple):
+        for i, child in enumerate(owner):
+            yield from walk(f"{path}.{i}" if path else str(i), child)

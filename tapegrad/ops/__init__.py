@@ -1,0 +1,1 @@
+"""Every op, each declared with its derivative: elementwise, reductions, shapes, products, indexing, networks."""

@@ -1,0 +1,230 @@
+"""Ops that act on each element by itself: arithmetic, powers, exponentials, the gates of a network.
+
+Their Jacobians are diagonal, so each rule is a product with the local slope, and broadcasting is
+undone by the engine. Rules avoid Python-number arithmetic where they can: `ct - ct * y * y` is 0.4 µs
+cheaper than `ct * (1 - y * y)` on a small array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..backend.namespace import namespace
+from ..core.primitive import elementwise, lift, linear
+from ..core.variable import Variable, constant
+
+# -- constants by nature ---------------------------------------------------------------------------
+
+
+def piecewise_constant(name: str, doc: str) -> Callable[..., Any]:
+    """A function whose derivative is zero wherever it has one: its result is a plain array."""
+
+    def function(*arguments: Any) -> Any:
+        arrays = [a._array if isinstance(a, Variable) else lift(a, name, "x") for a in arguments]
+        return getattr(namespace(*arrays), name)(*arrays)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc
+    return function
+
+
+equal = piecewise_constant("equal", "Where the arguments are equal: a boolean array, not differentiated.")
+not_equal = piecewise_constant("not_equal", "Where the arguments differ: a boolean array, not differentiated.")
+less = piecewise_constant("less", "Where `a < b`: a boolean array, not differentiated.")
+less_equal = piecewise_constant("less_equal", "Where `a <= b`: a boolean array, not differentiated.")
+greater = piecewise_constant("greater", "Where `a > b`: a boolean array, not differentiated.")
+greater_equal = piecewise_constant("greater_equal", "Where `a >= b`: a boolean array, not differentiated.")
+sign = piecewise_constant("sign", "-1, 0 or 1 by the sign of each element: an array, not differentiated.")
+isnan = piecewise_constant("isnan", "Where an element is NaN: a boolean array, not differentiated.")
+isfinite = piecewise_constant("isfinite", "Where an element is finite: a boolean array, not differentiated.")
+
+
+# -- arithmetic ------------------------------------------------------------------------------------
+
+
+@elementwise(a=lambda ct: ct, b=lambda ct: ct)
+def add(xp, a, b):
+    r"""Sum, $y = a + b$."""
+    return xp.add(a, b)
+
+
+@elementwise(a=lambda ct: ct, b=lambda ct: -ct)
+def subtract(xp, a, b):
+    r"""Difference, $y = a - b$."""
+    return xp.subtract(a, b)
+
+
+@elementwise(a=lambda ct, b: ct * b, b=lambda ct, a: ct * a)
+def multiply(xp, a, b):
+    r"""Product, $y = a b$."""
+    return xp.multiply(a, b)
+
+
+@elementwise(a=lambda ct, b: ct / b, b=lambda ct, y, b: -ct * (y / b), domain=(0.5, 2.0))
+def divide(xp, a, b):
+    r"""Quotient, $y = a / b$."""
+    return xp.divide(a, b)
+
+
+@elementwise(
+    a=lambda ct, a, b: ct * (b * power(a, where(equal(b, 0), 1.0, b - 1.0))),
+    b=lambda ct, y, a: ct * (y * log(where(greater(a, 0), a, 1.0))),
+    domain=(0.5, 2.0),
+)
+def power(xp, a, b):
+    r"""Power, $y = a^b$. At $a = 0$ the derivative in $b$ is taken as 0, its limit for $b > 0$."""
+    return xp.power(a, b)
+
+
+@elementwise(a=lambda ct: -ct)
+def negative(xp, a):
+    r"""Negation, $y = -a$."""
+    return xp.negative(a)
+
+
+@elementwise(a=lambda ct: ct)
+def positive(xp, a):
+    r"""The same values, $y = a$."""
+    return xp.positive(a)
+
+
+@elementwise(a=lambda ct, a: ct * (a + a), special=(0.0,))
+def square(xp, a):
+    r"""Square, $y = a^2$."""
+    return xp.square(a)
+
+
+@elementwise(a=lambda ct, y: ct / (y + y), domain=(0.5, 2.0))
+def sqrt(xp, a):
+    r"""Square root, $y = \sqrt a$."""
+    return xp.sqrt(a)
+
+
+@elementwise(a=lambda ct, a: ct * sign(a), kinks=(0.0,), special=(0.0,))
+def absolute(xp, a):
+    r"""Absolute value, $y = |a|$. The derivative at 0 is taken as 0."""
+    return xp.absolute(a)
+
+
+# -- choices ---------------------------------------------------------------------------------------
+
+
+@elementwise(
+    a=lambda ct, condition: where(condition, ct, 0.0),
+    b=lambda ct, condition: where(condition, 0.0, ct),
+    domain={"condition": (-1.0, 1.0)},
+)
+def where(xp, condition, a, b):
+    r"""`a` where `condition` holds (is not zero), else `b`. The condition is not differentiated."""
+    return xp.where(condition, a, b)
+
+
+@elementwise(
+    a=lambda ct, a, b: where(greater_equal(a, b), ct, 0.0),
+    b=lambda ct, a, b: where(greater_equal(a, b), 0.0, ct),
+)
+def maximum(xp, a, b):
+    r"""The larger, $y = \max(a, b)$. A tie goes to `a`."""
+    return xp.maximum(a, b)
+
+
+@elementwise(
+    a=lambda ct, a, b: where(less_equal(a, b), ct, 0.0),
+    b=lambda ct, a, b: where(less_equal(a, b), 0.0, ct),
+)
+def minimum(xp, a, b):
+    r"""The smaller, $y = \min(a, b)$. A tie goes to `a`."""
+    return xp.minimum(a, b)
+
+
+def clip(a: Any, low: Any = None, high: Any = None) -> Any:
+    """`a` limited to `low` … `high`; None is no limit. An element at a limit keeps its gradient.
+
+    Arrays and Variables broadcast; limits may be Variables, and get the gradient of what they replace.
+    """
+    if low is not None:
+        a = maximum(a, low)
+    return a if high is None else minimum(a, high)
+
+
+# -- exponentials ----------------------------------------------------------------------------------
+
+
+@elementwise(a=lambda ct, y: ct * y, special=(-1000.0,))
+def exp(xp, a):
+    r"""Exponential, $y = e^a$."""
+    return xp.exp(a)
+
+
+@elementwise(a=lambda ct, y: ct * y + ct, special=(-1000.0, 0.0))
+def expm1(xp, a):
+    r"""$y = e^a - 1$, exact near 0."""
+    return xp.expm1(a)
+
+
+@elementwise(a=lambda ct, a: ct / a, domain=(0.5, 2.0))
+def log(xp, a):
+    r"""Natural logarithm, $y = \ln a$."""
+    return xp.log(a)
+
+
+@elementwise(a=lambda ct, a: ct / (a + 1.0), domain=(-0.5, 2.0), special=(0.0,))
+def log1p(xp, a):
+    r"""$y = \ln(1 + a)$, exact near 0."""
+    return xp.log1p(a)
+
+
+@elementwise(a=lambda ct, a: ct * cos(a))
+def sin(xp, a):
+    r"""Sine, $y = \sin a$, of radians."""
+    return xp.sin(a)
+
+
+@elementwise(a=lambda ct, a: -(ct * sin(a)))
+def cos(xp, a):
+    r"""Cosine, $y = \cos a$, of radians."""
+    return xp.cos(a)
+
+
+# -- gates -----------------------------------------------------------------------------------------
+
+
+@elementwise(a=lambda ct, y: ct - ct * y * y, special=(-1000.0, 1000.0))
+def tanh(xp, a):
+    r"""Hyperbolic tangent, $y = \tanh a$."""
+    return xp.tanh(a)
+
+
+@elementwise(a=lambda ct, y: ct * (y - y * y), special=(-1000.0, 1000.0))
+def sigmoid(xp, a):
+    r"""Logistic function, $y = 1 / (1 + e^{-a})$, as $\tfrac12 \tanh(a / 2) + \tfrac12$: no overflow."""
+    return xp.tanh(a * 0.5) * 0.5 + 0.5
+
+
+@elementwise(a=lambda ct, a: ct * sigmoid(a), special=(-1000.0, 1000.0))
+def softplus(xp, a):
+    r"""$y = \ln(1 + e^a)$, without overflow."""
+    return xp.logaddexp(a, a * 0.0)
+
+
+@elementwise(a=lambda ct, a: where(greater(a, 0), ct, 0.0), kinks=(0.0,), special=(0.0,))
+def relu(xp, a):
+    r"""Rectifier, $y = \max(a, 0)$. The derivative at 0 is 0."""
+    return xp.maximum(a, 0.0)
+
+
+# -- dtype and identity ----------------------------------------------------------------------------
+
+
+@linear(a=lambda ct: ct, domain=(-2.0, 2.0))
+def astype(xp, a, *, dtype):
+    r"""`a` in another floating-point dtype. Its gradient comes back in the dtype of `a`."""
+    return xp.asarray(a).astype(dtype)
+
+
+def stop_gradient(v: Any) -> Any:
+    """The value of `v` as a constant: what is computed from it does not reach back through `v`."""
+    return constant(v) if isinstance(v, Variable) else np.asarray(v)

@@ -1,0 +1,97 @@
+"""Ops that fold axes away: sums, means, largest values, log-sum-exp."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..core.primitive import Case, linear, primitive
+from ..core.variable import Variable
+from .elementwise import exp, multiply
+from .shape import broadcast_to, reshape
+
+REDUCTIONS = [
+    Case((2, 3)),
+    Case((2, 3), axis=0),
+    Case((2, 3, 4), axis=(0, -1)),
+    Case((2, 3), axis=1, keepdims=True),
+    Case(()),
+]
+
+
+def kept_axes(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
+    """`shape` with the reduced axes of length 1."""
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    reduced = {i % len(shape) for i in axes} if shape else set()
+    return tuple(1 if i in reduced else n for i, n in enumerate(shape))
+
+
+def reduced_count(shape: tuple[int, ...], axis: Any) -> int:
+    """How many elements go into each result."""
+    return math.prod(n for n, k in zip(shape, kept_axes(shape, axis), strict=True) if k == 1)
+
+
+def spread(ct: Any, shape: tuple[int, ...], axis: Any) -> Any:
+    """The transpose of a sum: a cotangent (or a result) repeated over the axes that were reduced."""
+    return broadcast_to(reshape(ct, kept_axes(shape, axis)), shape)
+
+
+@linear(a=lambda ct, a_shape, axis: spread(ct, a_shape, axis), cases=[*REDUCTIONS, Case((0, 3), axis=0)])
+def sum(xp, a, *, axis=None, keepdims=False):
+    r"""Sum over `axis` (an int, a tuple, or all for None), $y = \sum_i a_i$."""
+    return xp.sum(a, axis=axis, keepdims=keepdims)
+
+
+@linear(
+    a=lambda ct, a_shape, axis: spread(ct, a_shape, axis) / float(reduced_count(a_shape, axis)),
+    cases=REDUCTIONS,
+)
+def mean(xp, a, *, axis=None, keepdims=False):
+    r"""Mean over `axis`, $y = \frac1n \sum_i a_i$."""
+    return xp.mean(a, axis=axis, keepdims=keepdims)
+
+
+@primitive(
+    a=lambda ct, a, axis: multiply(spread(ct, a.shape, axis), first_largest(a, axis)),
+    cases=REDUCTIONS,
+)
+def max(xp, a, *, axis=None, keepdims=False):
+    r"""Largest value over `axis`. A tie goes to the first."""
+    return xp.max(a, axis=axis, keepdims=keepdims)
+
+
+@primitive(
+    a=lambda ct, a, axis: multiply(spread(ct, a.shape, axis), first_largest(-a, axis)),
+    cases=REDUCTIONS,
+)
+def min(xp, a, *, axis=None, keepdims=False):
+    r"""Smallest value over `axis`. A tie goes to the first."""
+    return xp.min(a, axis=axis, keepdims=keepdims)
+
+
+def first_largest(a: Any, axis: Any) -> Any:
+    """1 at the first largest element of each reduced group, else 0: an array, constant by nature."""
+    array = np.asarray(a._array if isinstance(a, Variable) else a)
+    axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(i % array.ndim for i in axes)
+    rest = tuple(i for i in range(array.ndim) if i not in axes)
+    grouped = array.transpose(rest + axes)
+    flat = grouped.reshape(*(array.shape[i] for i in rest), -1)
+    mask = np.zeros(flat.shape, array.dtype)
+    np.put_along_axis(mask, flat.argmax(axis=-1, keepdims=True), 1, axis=-1)
+    return mask.reshape(grouped.shape).transpose(np.argsort(rest + axes))
+
+
+@primitive(
+    a=lambda ct, a, axis, y: spread(ct, a.shape, axis) * exp(a - spread(y, a.shape, axis)),
+    special=(-1000.0, 1000.0),
+    cases=REDUCTIONS,
+)
+def logsumexp(xp, a, *, axis=None, keepdims=False):
+    r"""$y = \ln \sum_i e^{a_i}$ over `axis`, shifted by the largest so that nothing overflows."""
+    top = xp.max(a, axis=axis, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+    y = xp.log(xp.sum(xp.exp(a - top), axis=axis, keepdims=True)) + top
+    return y if keepdims else xp.reshape(y, xp.sum(a, axis=axis).shape)

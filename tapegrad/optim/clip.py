@@ -1,0 +1,48 @@
+"""Limits on gradients, between a sweep and a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..core.variable import Parameter, Variable
+from ..errors import ArgumentError, NonFiniteError
+from ..types import Array
+
+
+def gradients(params: Iterable[Parameter], limit: float, where: str, name: str) -> list[Array]:
+    if not limit > 0:
+        raise ArgumentError(f"{where}: `{name}` must be above 0, and {limit!r} came.")
+    return [p.grad for p in ([params] if isinstance(params, Variable) else params) if p.grad is not None]
+
+
+def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
+    """Scale all gradients together so that their joint Euclidean norm is at most `limit`; returns the norm before.
+
+    Raises NonFiniteError, and changes nothing, if the norm is NaN or infinite. Source: Pascanu et al. 2013.
+    """
+    grads = gradients(params, limit, "clip_by_norm", "limit")
+    norm = math.sqrt(sum(squared_norm(grad) for grad in grads))
+    if not math.isfinite(norm):
+        raise NonFiniteError(
+            f"clip_by_norm: the norm of the gradients is {norm}, so no scale would help.\n"
+            f"  Nothing was changed. Look for NaN in the data or the carried state, or lower lr."
+        )
+    if norm > limit:
+        for grad in grads:
+            grad *= limit / norm
+    return norm
+
+
+def squared_norm(grad: Array) -> float:
+    flat = grad.ravel()
+    squared = float(np.dot(flat, flat))
+    return squared if math.isfinite(squared) else float(np.sum(np.square(flat, dtype=np.float64)))
+
+
+def clip_by_value(params: Iterable[Parameter], limit: float) -> None:
+    """Limit every element of every gradient to ±`limit`, in place."""
+    for grad in gradients(params, limit, "clip_by_value", "limit"):
+        np.clip(grad, -limit, limit, out=grad)
