@@ -36,6 +36,7 @@ from .errors import ShapeError as ShapeError
 from .errors import TapegradError as TapegradError
 from .errors import UnsupportedError as UnsupportedError
 from .ops import operators as operators
+from .ops import protocols as protocols
 from .ops.elementwise import absolute as absolute
 from .ops.elementwise import add as add
 from .ops.elementwise import astype as astype

@@ -23,12 +23,16 @@ def piecewise_constant(name: str, doc: str) -> Callable[..., Any]:
     """A function whose derivative is zero wherever it has one: its result is a plain array."""
 
     def function(*arguments: Any) -> Any:
-        arrays = [a._array if isinstance(a, Variable) else lift(a, name, "x") for a in arguments]
+        arrays = [a._array if isinstance(a, Variable) else bare_number(a, name) for a in arguments]
         return getattr(namespace(*arrays), name)(*arrays)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc
     return function
+
+
+def bare_number(value: Any, op: str) -> Any:
+    return value if type(value) in (float, int, bool) else lift(value, op, "x")
 
 
 equal = piecewise_constant("equal", "Where the arguments are equal: a boolean array, not differentiated.")

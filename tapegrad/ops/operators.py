@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..core.variable import Variable
 from . import elementwise as e
 from .index import getitem, take
@@ -20,6 +22,12 @@ def reflected(op: Any) -> Any:
 def raise_to(self: Any, exponent: Any) -> Any:
     """`self ** exponent`; a square is a multiplication."""
     return e.square(self) if type(exponent) in (int, float) and exponent == 2 else e.power(self, exponent)
+
+
+def compared(op: Any) -> Any:
+    """`op` as == or !=, which Python also asks about None, strings and whatever else."""
+    numbers = (Variable, np.ndarray, np.generic, float, int, list, tuple)
+    return lambda self, other: op(self, other) if isinstance(other, numbers) else NotImplemented
 
 
 def reshape_method(self: Any, *shape: Any) -> Any:
@@ -48,8 +56,8 @@ METHODS = {
     "__neg__": e.negative,
     "__pos__": e.positive,
     "__abs__": e.absolute,
-    "__eq__": e.equal,
-    "__ne__": e.not_equal,
+    "__eq__": compared(e.equal),
+    "__ne__": compared(e.not_equal),
     "__lt__": e.less,
     "__le__": e.less_equal,
     "__gt__": e.greater,
