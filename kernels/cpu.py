@@ -33,7 +33,9 @@ def lstm_step(x: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Array) ->
     return o * tanh_c, c_next, gates, tanh_c
 
 
-def lstm_step_pullback(ct_h: Array, ct_c: Array, c: Array, gates: Array, tanh_c: Array) -> tuple[Array, Array]:
+def lstm_step_pullback(
+    ct_h: Array, ct_c: Array, c: Array, gates: Array, tanh_c: Array
+) -> tuple[Array, Array]:
     """From the cotangents of h' and c' to those of the gates' inputs (batch, 4n) and of c (batch, n)."""
     n = c.shape[-1]
     i, f, g, o = (gates[..., k * n : (k + 1) * n] for k in range(4))

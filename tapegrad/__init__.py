@@ -12,16 +12,15 @@ from .checkpoint import load as load
 from .checkpoint import save as save
 from .core.adjoints import Adjoints as Adjoints
 from .core.capacitor import CapacitorTape as CapacitorTape
-from .core.capacitor import Sweep as Sweep
 from .core.primitive import Case as Case
 from .core.primitive import elementwise as elementwise
-from .core.primitive import gives as gives
 from .core.primitive import linear as linear
 from .core.primitive import primitive as primitive
 from .core.schedule import Chunked as Chunked
 from .core.schedule import Full as Full
 from .core.schedule import Schedule as Schedule
 from .core.schedule import Sliding as Sliding
+from .core.sweep import Sweep as Sweep
 from .core.tape import Tape as Tape
 from .core.variable import Parameter as Parameter
 from .core.variable import Variable as Variable

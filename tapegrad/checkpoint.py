@@ -23,12 +23,14 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     converted = {name: np.asarray(value) for name, value in arrays.items()}
     for name, array in converted.items():
         if array.dtype.hasobject:
-            raise ArgumentError(f"save: `{name}` is not an array of numbers or text, but {type(arrays[name]).__name__}.")
+            raise ArgumentError(
+                f"save: `{name}` is not an array of numbers or text, but {type(arrays[name]).__name__}."
+            )
     folder = os.path.dirname(path) or "."
     handle, draft = tempfile.mkstemp(dir=folder, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **converted)
+            np.savez(file, **converted)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

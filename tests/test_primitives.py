@@ -11,7 +11,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.core import tape as tape_module
-from tapegrad.core.primitive import ITEM, OUT, REGISTRY, SLOTS, Case, Primitive, Variant
+from tapegrad.core.entry import ITEM, OUT, SLOTS
+from tapegrad.core.primitive import REGISTRY, Case, Primitive, Variant
 
 ELEMENTWISE = {
     1: [Case((3, 4)), Case(()), Case((0, 3)), Case((1,))],
@@ -24,7 +25,11 @@ ELEMENTWISE = {
 
 
 def cases_of(primitive):
-    own = [Case((3, 4), dtype=np.float64), Case((), dtype=np.float64)] if primitive.name == "astype" else primitive.cases
+    own = (
+        [Case((3, 4), dtype=np.float64), Case((), dtype=np.float64)]
+        if primitive.name == "astype"
+        else primitive.cases
+    )
     return list(own) or ELEMENTWISE[len(primitive.arguments)]
 
 
@@ -45,7 +50,11 @@ def sample(primitive, case, rng, dtype=np.float64):
             return [draw(name, s) for s in shape]
         if isinstance(shape, np.ndarray):
             return shape.copy()
-        domain = primitive.domain.get(name, (-2.0, 2.0)) if isinstance(primitive.domain, dict) else primitive.domain
+        domain = (
+            primitive.domain.get(name, (-2.0, 2.0))
+            if isinstance(primitive.domain, dict)
+            else primitive.domain
+        )
         x = rng.uniform(*domain, shape)
         for kink in primitive.kinks:
             x = np.where(np.abs(x - kink) < 0.05, kink + 0.1, x)
@@ -59,13 +68,22 @@ def as_leaves(primitive, inputs, live=None):
     """The inputs, with those of the live differentiable arguments (all by default) as Variables."""
     live = primitive.differentiable if live is None else live
     return [
-        x if name not in live else [tg.Variable(part) for part in x] if isinstance(x, list) else tg.Variable(x)
+        x
+        if name not in live
+        else [tg.Variable(part) for part in x]
+        if isinstance(x, list)
+        else tg.Variable(x)
         for name, x in zip(primitive.arguments, inputs, strict=True)
     ]
 
 
 def leaves_of(arguments):
-    return [leaf for a in arguments for leaf in (a if isinstance(a, list) else [a]) if isinstance(leaf, tg.Variable)]
+    return [
+        leaf
+        for a in arguments
+        for leaf in (a if isinstance(a, list) else [a])
+        if isinstance(leaf, tg.Variable)
+    ]
 
 
 def outputs_of(y):
@@ -140,7 +158,10 @@ def gradient_product(primitive, case, inputs, cts, us, record):
         with inner:
             ys = outputs_of(primitive.function(*arguments, **case.statics))
         adjoints = inner.backward(ys, seeds if record else cts, record=record)
-        products = [tg.sum(adjoints[v] * u) if record else np.sum(adjoints[v] * u) for v, u in zip(leaves, us, strict=True)]
+        products = [
+            tg.sum(adjoints[v] * u) if record else np.sum(adjoints[v] * u)
+            for v, u in zip(leaves, us, strict=True)
+        ]
         total = products[0]
         for product in products[1:]:
             total = total + product
@@ -154,7 +175,12 @@ def check_second_order(primitive, case):
     rng = seeded(primitive, case)
     inputs = sample(primitive, case, rng)
     leaves = leaves_of(as_leaves(primitive, inputs))
-    cts = random_like(rng, outputs_of(primitive.function(*[list(x) if isinstance(x, list) else x for x in inputs], **case.statics)))
+    cts = random_like(
+        rng,
+        outputs_of(
+            primitive.function(*[list(x) if isinstance(x, list) else x for x in inputs], **case.statics)
+        ),
+    )
     us = random_like(rng, leaves)
     gradients, arguments = gradient_product(primitive, case, inputs, cts, us, record=True)
     directions, ct_directions = random_like(rng, leaves), random_like(rng, cts)
@@ -163,7 +189,9 @@ def check_second_order(primitive, case):
 
     def at(step):
         moved_cts = [ct + step * d for ct, d in zip(cts, ct_directions, strict=True)]
-        return gradient_product(primitive, case, moved(arguments, inputs, directions, step), moved_cts, us, record=False)
+        return gradient_product(
+            primitive, case, moved(arguments, inputs, directions, step), moved_cts, us, record=False
+        )
 
     np.testing.assert_allclose(slope, (at(h) - at(-h)) / (2 * h), rtol=1e-6, atol=1e-7)
 
@@ -208,8 +236,12 @@ def check_nothing_else_is_kept(primitive, case):
             after = [tape.backward(ys, cts)[v] for v in leaves_of(arguments)]
             for b, a in zip(before, after, strict=True):
                 np.testing.assert_array_equal(b, a)
-            for name, value in zip(variant.layout, entry[SLOTS + len(primitive.differentiable) :], strict=True):
-                assert name in variant.kept or value is None, f"{primitive.name} holds {name}, which nothing named"
+            for name, value in zip(
+                variant.layout, entry[SLOTS + len(primitive.differentiable) :], strict=True
+            ):
+                assert name in variant.kept or value is None, (
+                    f"{primitive.name} holds {name}, which nothing named"
+                )
 
 
 CHECKS = [
@@ -278,7 +310,7 @@ def test_inputs_are_not_changed_and_may_have_any_strides(primitive, case):
 
     views = [strided(x) for x in inputs]
     copies = [[p.copy() for p in x] if isinstance(x, list) else x.copy() for x in views]
-    plain, ys = recorded(primitive, case, as_leaves(primitive, inputs))
+    _, ys = recorded(primitive, case, as_leaves(primitive, inputs))
     some = primitive.differentiable[:1]
     tape, zs = recorded(primitive, case, as_leaves(primitive, views, some))
     for y, z in zip(ys, zs, strict=True):
@@ -358,7 +390,7 @@ def test_a_residual_that_a_rule_unwraps_is_caught_in_second_order():
     def sin_with_an_unwrapped_residual(xp, a):
         return xp.sin(a)
 
-    bare = lambda a: a.value if isinstance(a, tg.Variable) else a  # noqa: E731
+    bare = lambda a: a.value if isinstance(a, tg.Variable) else a
     good = declared(sin_with_an_unwrapped_residual, a=lambda ct, a: ct * tg.cos(a))
     bad = declared(sin_with_an_unwrapped_residual, a=lambda ct, a: ct * np.cos(bare(a)))
     assert not fails(check_second_order, good, CASE)
@@ -375,15 +407,23 @@ def test_a_variable_kept_instead_of_its_array_is_caught(monkeypatch):
 
     assert not fails(check_raw_equals_recorded, REGISTRY["tanh"], CASE)
     monkeypatch.setattr(
-        tg.Tape, "_open", lambda self, segment: self.__dict__.update(_segment=segment, append=lambda e: append_variables(self, e))
+        tg.Tape,
+        "_open",
+        lambda self, segment: self.__dict__.update(
+            _segment=segment, append=lambda e: append_variables(self, e)
+        ),
     )
-    assert fails(check_first_order, REGISTRY["tanh"], CASE) or fails(check_raw_equals_recorded, REGISTRY["tanh"], CASE)
+    assert fails(check_first_order, REGISTRY["tanh"], CASE) or fails(
+        check_raw_equals_recorded, REGISTRY["tanh"], CASE
+    )
 
 
 def test_a_dropped_record_is_caught(monkeypatch):
     def append_all_but_cosines(self, segment):
         entries = segment.entries
-        self.__dict__.update(_segment=segment, append=lambda e: None if e[0].name == "cos" else entries.append(e))
+        self.__dict__.update(
+            _segment=segment, append=lambda e: None if e[0].name == "cos" else entries.append(e)
+        )
 
     assert not fails(check_second_order, REGISTRY["sin"], CASE)
     monkeypatch.setattr(tg.Tape, "_open", append_all_but_cosines)

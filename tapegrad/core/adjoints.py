@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..types import Array
-from .primitive import OUT, Entry
+from .entry import OUT, Entry
 from .variable import LEAVES, Variable
 
 
@@ -93,7 +93,7 @@ class Adjoints:
                 "Adjoints: only roots, leaves and values named in `keep` have their adjoint kept.\n"
                 "  Ask for it before the sweep: tape.backward(root, keep=[v])[v]."
             )
-        ct = self.kept[v._slot] if v._slot in self.kept else None
+        ct = self.kept.get(v._slot)
         if ct is None:
             ct = self.sums.get(v._slot)
         return owned_adjoint(ct, v, self.record)

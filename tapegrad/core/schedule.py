@@ -9,17 +9,18 @@ A schedule answers three questions and holds no state of the loop:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..errors import ArgumentError, describe
 
 
 class Schedule:
-    """What a CapacitorTape asks of a schedule."""
+    """What a CapacitorTape asks of a schedule; see the top of this file."""
 
-    window: int | None = None
-    forgets: bool = False
+    window: int | None
+
+    forgets: ClassVar[bool] = False
 
     def due(self, since: int) -> bool:
         """Whether to sweep `since` segments after the last sweep."""
@@ -30,7 +31,7 @@ class Schedule:
 class Full(Schedule):
     """Backpropagation through everything: sweeps only on `tape.sweep()`, and keeps every segment."""
 
-    window: ClassVar[None] = None
+    window: None = field(default=None, init=False)
 
     def due(self, since: int) -> bool:
         return False

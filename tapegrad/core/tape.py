@@ -16,11 +16,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..backend.namespace import namespace
 from ..errors import ArgumentError, RecordingError, ShapeError, describe
-from ..types import Array, ArrayLike, Shape
+from ..types import ArrayLike
 from .adjoints import Adjoints
-from .primitive import ACTIVE, DTYPE, ITEM, OUT, SHAPE, SLOTS, Bundle, Entry, namespace
-from .variable import LEAVES, Variable, next_slot, result
+from .entry import DTYPE, ITEM, OUT, SHAPE, SLOTS, Bundle, Entry
+from .guard import Guarded
+from .primitive import ACTIVE
+from .printout import Names, kept_nbytes, wengert_table
+from .variable import Variable, next_slot, result
 
 T = TypeVar("T")
 Roots = Variable | Sequence[Variable] | None
@@ -182,7 +186,9 @@ class Tape:
         adjoints.deliver()
         return adjoints
 
-    def _sweep(self, roots: Sequence[Variable], seeds: Sequence[Any], keep: Iterable[Variable], record: bool) -> Adjoints:
+    def _sweep(
+        self, roots: Sequence[Variable], seeds: Sequence[Any], keep: Iterable[Variable], record: bool
+    ) -> Adjoints:
         adjoints = Adjoints([*roots, *keep], record=record)
         for root, seed in zip(roots, seeds, strict=True):
             adjoints.add(root._slot, seed)
@@ -285,7 +291,9 @@ class Tape:
         """The roots, and for each the cotangent that the sweep starts from."""
         roots = self._roots(root)
         several = isinstance(root, Sequence)
-        given = list(seed) if several and seed is not None else [seed] * len(roots) if seed is None else [seed]
+        given = (
+            list(seed) if several and seed is not None else [seed] * len(roots) if seed is None else [seed]
+        )
         if len(given) != len(roots):
             raise ArgumentError(
                 f"{self._name}.backward: {len(roots)} roots need as many seeds, and {len(given)} came."
@@ -332,40 +340,19 @@ class Tape:
 
     def __str__(self) -> str:
         """The Wengert table: value, op, inputs, what is kept, shape."""
-        entries = self._entries()
-        names = Names(entries)
-        rows = [
-            (
-                f"{names[e[OUT]]} = {e[0].name}({', '.join(names.inputs(e))})",
-                f"keeps {', '.join(n for n in e[0].residuals(e)) or 'nothing'}",
-                f"{e[SHAPE]}" if not e[SHAPE] or isinstance(e[SHAPE][0], int) else str([s for s, _ in e[SHAPE]]),
-            )
-            for e in entries
-        ]
-        if len(rows) > 60:
-            rows = [*rows[:40], (f"... {len(rows) - 50} more", "", ""), *rows[-10:]]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-        head = f"{self._name}: {len(entries)} entries, {self.nbytes} bytes kept"
-        return "\n".join([head, *(f"{a:<{widths[0]}}   {b:<{widths[1]}}   {c}".rstrip() for a, b, c in rows)])
+        return wengert_table(self._name, self._entries())
 
     # -- guarding --------------------------------------------------------------------------------
 
     def _append_guarded(self, entry: Entry) -> None:
         assert self._guard is not None
-        self._guard[entry[OUT]] = Guarded(where_called(), fingerprints(entry))
+        self._guard[entry[OUT]] = Guarded.now(entry)
         self._segment.entries.append(entry)
 
     def _checked_entries(self) -> list[Entry]:
         entries = self._entries()
         for entry in entries if self._guard else ():
-            guarded = self._guard[entry[OUT]]  # type: ignore[index]
-            now = fingerprints(entry)
-            for name, before in guarded.prints.items():
-                if now[name] != before:
-                    raise RecordingError(
-                        f"{self._name}.backward: `{name}`, kept by {entry[0].name} at {guarded.line}, has been changed since.\n"
-                        f"  Assign to .value instead of writing into an array, or pass a copy."
-                    )
+            self._guard[entry[OUT]].check(entry, self._name)  # type: ignore[index]
         return entries
 
 
@@ -414,12 +401,18 @@ def push(entry: Entry, tangents: Mapping[int, Any]) -> Any:
         whole = tangents.get(entry[SLOTS])
         return None if whole is None else whole.parts.get(entry[SLOTS + 1])
     slots = variant.input_slots(entry)
-    if not any(s in tangents for slot in slots.values() for s in (slot if isinstance(slot, tuple) else (slot,))):
+    if not any(
+        s in tangents for slot in slots.values() for s in (slot if isinstance(slot, tuple) else (slot,))
+    ):
         return None
     p, named = variant.primitive, variant.residuals(entry)
-    if p.kind == "elementwise":  # a diagonal Jacobian is its own transpose: the rules push as well as they pull
+    if (
+        p.kind == "elementwise"
+    ):  # a diagonal Jacobian is its own transpose: the rules push as well as they pull
         moved = [(a, tangents[slots[a]]) for a in variant.live if slots[a] in tangents]
-        parts = [p.rules[a](np.broadcast_to(t, entry[SHAPE]), *_residuals_of(p.rules[a], named)) for a, t in moved]
+        parts = [
+            p.rules[a](np.broadcast_to(t, entry[SHAPE]), *_residuals_of(p.rules[a], named)) for a, t in moved
+        ]
         return sum(parts[1:], start=parts[0])
     if p.kind == "linear":
         t = tangents[slots[p.arguments[0]]]
@@ -435,66 +428,16 @@ def push_by_transposing(entry: Entry, tangents: Mapping[int, Any]) -> Any:
     tape = Tape()
     with tape:
         contributions = list(revived[0].pull(revived, Bundle(dict(enumerate(cts))) if several else cts[0]))
-    moved = [(c, tangents[s]) for s, c in contributions if s in tangents and isinstance(c, Variable) and c._slot]
+    moved = [
+        (c, tangents[s]) for s, c in contributions if s in tangents and isinstance(c, Variable) and c._slot
+    ]
     adjoints = tape._sweep([c for c, _ in moved], [t for _, t in moved], (), record=False)
     return Bundle({i: adjoints[ct] for i, ct in enumerate(cts)}) if several else adjoints[cts[0]]
-
-
-class Names:
-    """What the printout calls each slot: a leaf by its name, anything else v0, v1 ... in order of appearance."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self._names: dict[int, str] = {}
-        for entry in entries:
-            for slot in entry[0].input_slots(entry).values():
-                for s in slot if isinstance(slot, tuple) else (slot,):
-                    self[s]
-            self[entry[OUT]]
-
-    def __getitem__(self, slot: int) -> str:
-        if slot == 0:
-            return "const"
-        if slot not in self._names:
-            leaf = LEAVES.get(slot)
-            named = leaf.name if leaf is not None else None
-            self._names[slot] = named or f"v{len(self._names)}"
-        return self._names[slot]
-
-    def inputs(self, entry: Entry) -> tuple[str, ...]:
-        """The inputs of `entry` by name; a constant that is a number and is kept, as that number."""
-        kept = entry[0].residuals(entry)
-        shown = []
-        for argument, slot in entry[0].input_slots(entry).items():
-            if isinstance(slot, tuple):
-                shown.append(f"[{', '.join(self[s] for s in slot)}]")
-            elif slot == 0 and isinstance(kept.get(argument), (int, float)):
-                shown.append(f"{kept[argument]:g}")
-            else:
-                shown.append(self[slot])
-        return tuple(shown)
 
 
 def _residuals_of(rule: Callable[..., Any], named: Mapping[str, Any]) -> list[Any]:
     code = rule.__code__
     return [named[n] for n in code.co_varnames[1 : code.co_argcount]]
-
-
-def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
-    """Every array that `entries` hold."""
-    for entry in entries:
-        for value in entry[SLOTS:]:
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(item, np.ndarray):
-                    yield item
-
-
-def kept_nbytes(entries: Iterable[Entry]) -> int:
-    """Bytes of the buffers behind the arrays that `entries` hold, each counted once."""
-    owners = {}
-    for array in kept_arrays(entries):
-        owner = array if array.base is None or not isinstance(array.base, np.ndarray) else array.base
-        owners[id(owner)] = owner.nbytes
-    return sum(owners.values())
 
 
 def require_shape(array: Any, v: Variable, where: str, what: str) -> None:
@@ -512,28 +455,3 @@ def current_context() -> tuple[int, Any]:
     except RuntimeError:  # no event loop runs in this thread
         task = None
     return threading.get_ident(), task
-
-
-# -- guard -----------------------------------------------------------------------------------------
-
-
-class Guarded(NamedTuple):
-    line: str
-    prints: dict[str, int]
-
-
-def fingerprints(entry: Entry) -> dict[str, int]:
-    """A hash of the bytes of each array that `entry` keeps, by name."""
-    kept = entry[0].residuals(entry).items()
-    return {name: hash(value.tobytes()) for name, value in kept if isinstance(value, np.ndarray)}
-
-
-def where_called() -> str:
-    """File and line of the nearest caller outside this package."""
-    frame = sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame.f_back is not None and (
-        frame.f_globals.get("__name__", "").partition(".")[0] == package or "generate" in frame.f_globals
-    ):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -13,6 +13,7 @@ whose entry was dropped is a constant without anyone having to cut anything.
 from __future__ import annotations
 
 import itertools
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +62,7 @@ class Variable:
         if not isinstance(array, np.ndarray):
             array = self._array = np.asarray(array)
         array.flags.writeable = False
-        return array
+        return array  # type: ignore[no-any-return]
 
     @value.setter
     def value(self, value: ArrayLike) -> None:
@@ -124,6 +125,8 @@ class Variable:
         return self._array.item()  # type: ignore[no-any-return]
 
     def __float__(self) -> float:
+        if self._slot > 0:
+            refuse_assignment()  # y[i] = v on an array asks for float(v)
         return float(self._array)
 
     def __int__(self) -> int:
@@ -193,7 +196,7 @@ class Result(Variable):
     """What an op returns. Made without a Python `__init__`, which is 0.1 µs of every op."""
 
     __slots__ = ()
-    __init__ = object.__init__  # type: ignore[assignment]
+    __init__ = object.__init__
 
     @property
     def grad(self) -> Array | None:
@@ -225,7 +228,7 @@ class Result(Variable):
 
 def result(array: Any, slot: int) -> Result:
     """The Variable with value `array` that is called `slot` on the tapes."""
-    made = object.__new__(Result)
+    made: Result = object.__new__(Result)
     made._array = array
     made._slot = slot
     return made
@@ -233,7 +236,9 @@ def result(array: Any, slot: int) -> Result:
 
 def constant(array: ArrayLike) -> Variable:
     """`array` as a Variable that is not differentiated, kept by reference: do not write to it later."""
-    return result(array._array if isinstance(array, Variable) else np.asarray(array), 0)
+    view = np.asarray(array._array if isinstance(array, Variable) else array).view()
+    view.flags.writeable = False  # which tells a recording that it need not copy
+    return result(view, 0)
 
 
 def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
@@ -247,6 +252,18 @@ def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
             f"  Write np.asarray(x, np.float32), or leave integers (labels, indices) as plain arrays."
         )
     return array
+
+
+def refuse_assignment() -> None:
+    """Raise if the Python statement that runs now is `... [index] = value`."""
+    from opcode import opmap  # here: 1 ms that most programs need not pay
+
+    frame = sys._getframe(2)
+    if frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]:
+        raise UnsupportedError(
+            "a differentiated Variable was assigned to an element of an array: its gradient would be lost in silence.\n"
+            "  Use tg.stack([v, ...]) to build the array, or y[i] = v.value if no gradient is wanted."
+        )
 
 
 def _restore(kind: type[Variable], array: Array, grad: Array | None, name: str | None) -> Variable:

@@ -24,7 +24,9 @@ def uniform(rng: Any, shape: Shape, fan_in: int, dtype: Any) -> Array:
 class Linear(Module):
     """`x @ weight + bias`. Shapes: (..., n_in) -> (..., n_out); weight (n_in, n_out), bias (n_out,)."""
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool = True, dtype: Any = np.float32, rng: Any = None) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, *, bias: bool = True, dtype: Any = np.float32, rng: Any = None
+    ) -> None:
         rng = np.random.default_rng(rng)
         self.weight = Parameter(uniform(rng, (n_in, n_out), n_in, dtype))
         self.bias = Parameter(uniform(rng, (n_out,), n_in, dtype)) if bias else None

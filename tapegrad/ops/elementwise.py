@@ -7,13 +7,15 @@ cheaper than `ct * (1 - y * y)` on a small array.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..backend.namespace import namespace
-from ..core.primitive import elementwise, lift, linear
+from ..core.generate import lift
+from ..core.primitive import elementwise, linear
 from ..core.variable import Variable, constant
 
 # -- constants by nature ---------------------------------------------------------------------------
@@ -36,7 +38,9 @@ def bare_number(value: Any, op: str) -> Any:
 
 
 equal = piecewise_constant("equal", "Where the arguments are equal: a boolean array, not differentiated.")
-not_equal = piecewise_constant("not_equal", "Where the arguments differ: a boolean array, not differentiated.")
+not_equal = piecewise_constant(
+    "not_equal", "Where the arguments differ: a boolean array, not differentiated."
+)
 less = piecewise_constant("less", "Where `a < b`: a boolean array, not differentiated.")
 less_equal = piecewise_constant("less_equal", "Where `a <= b`: a boolean array, not differentiated.")
 greater = piecewise_constant("greater", "Where `a > b`: a boolean array, not differentiated.")
@@ -74,13 +78,27 @@ def divide(xp, a, b):
 
 
 @elementwise(
-    a=lambda ct, a, b: ct * (b * power(a, where(equal(b, 0), 1.0, b - 1.0))),
-    b=lambda ct, y, a: ct * (y * log(where(greater(a, 0), a, 1.0))),
+    a=lambda ct, a, b: ct * slope_in_base(a, b),
+    b=lambda ct, y, a: ct * slope_in_exponent(y, a),
     domain=(0.5, 2.0),
 )
 def power(xp, a, b):
     r"""Power, $y = a^b$. At $a = 0$ the derivative in $b$ is taken as 0, its limit for $b > 0$."""
     return xp.power(a, b)
+
+
+def slope_in_base(a: Any, b: Any) -> Any:
+    """b a^(b - 1), and 0 for b = 0 even where a is 0."""
+    if isinstance(b, float | int):
+        return power(a, b - 1) * b if b else a * 0.0
+    return b * power(a, where(equal(b, 0), 1.0, b - 1.0))
+
+
+def slope_in_exponent(y: Any, a: Any) -> Any:
+    """a^b ln a, and 0 where a is not above 0."""
+    if isinstance(a, float | int):
+        return y * (math.log(a) if a > 0 else 0.0)
+    return y * log(where(greater(a, 0), a, 1.0))
 
 
 @elementwise(a=lambda ct: -ct)

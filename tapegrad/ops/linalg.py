@@ -43,7 +43,9 @@ def inner_lengths(a: Any, b: Any) -> str:
         return "the leading axes must broadcast."
     said = "the last axis of `a` and the next-to-last of `b` must agree."
     fits = b.ndim > 1 and b.shape[-1] == m
-    return f"{said}\n{m} != {n}." + (" If `b` holds weights as (out, in), write matmul(a, b.T)." if fits else "")
+    return f"{said}\n{m} != {n}." + (
+        " If `b` holds weights as (out, in), write matmul(a, b.T)." if fits else ""
+    )
 
 
 @primitive(

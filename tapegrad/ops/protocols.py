@@ -131,7 +131,9 @@ def array_ufunc(self: Variable, ufunc: Any, method: str, *inputs: Any, **kwargs:
     if method == "reduce" and ufunc in REDUCTIONS:
         given = {k: v for k, v in kwargs.items() if k not in ("out", "axis", "keepdims") and v is not None}
         refuse(f"numpy.{name}.reduce", given) if given or len(inputs) > 1 else None
-        return REDUCTIONS[ufunc](*inputs, axis=kwargs.get("axis", 0), keepdims=bool(kwargs.get("keepdims", False)))
+        return REDUCTIONS[ufunc](
+            *inputs, axis=kwargs.get("axis", 0), keepdims=bool(kwargs.get("keepdims", False))
+        )
     return refuse(f"numpy.{name}.{method}")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.primitive import Case, gives, primitive
+from ..core.primitive import Case, primitive
 from ..errors import ShapeError, describe
 from ..kernels import cpu
 from .elementwise import sigmoid, tanh
 from .shape import split
+
+GATE_ARGUMENTS = ("x", "h", "c", "w_x", "w_h", "b")
 
 
 def lstm_step_by_ops(x: Any, h: Any, c: Any, w_x: Any, w_h: Any, b: Any) -> tuple[Any, Any]:
@@ -18,8 +20,7 @@ def lstm_step_by_ops(x: Any, h: Any, c: Any, w_x: Any, w_h: Any, b: Any) -> tupl
     return sigmoid(o) * tanh(c_next), c_next
 
 
-@gives("x", "h", "c", "w_x", "w_h", "b")
-def lstm_step_pullback(ct, active, x, h, c, w_x, w_h, gates, tanh_c):  # type: ignore[no-untyped-def]
+def lstm_step_pullback(ct, active, x, h, c, w_x, w_h, gates, tanh_c):
     ct_z, ct_c = cpu.lstm_step_pullback(*ct, c, gates, tanh_c)
     return (
         ct_z @ w_x.T if active[0] else None,
@@ -35,9 +36,13 @@ def lstm_step_pullback(ct, active, x, h, c, w_x, w_h, gates, tanh_c):  # type: i
     outputs=("h_next", "c_next"),
     hidden=("gates", "tanh_c"),
     joint=lstm_step_pullback,
+    differentiable=GATE_ARGUMENTS,
     reference=lstm_step_by_ops,
     domain=(-1.0, 1.0),
-    cases=[Case((2, 3), (2, 4), (2, 4), (3, 16), (4, 16), (16,)), Case((1, 1), (1, 1), (1, 1), (1, 4), (1, 4), (4,))],
+    cases=[
+        Case((2, 3), (2, 4), (2, 4), (3, 16), (4, 16), (16,)),
+        Case((1, 1), (1, 1), (1, 1), (1, 4), (1, 4), (4,)),
+    ],
 )
 def lstm_step(xp, x, h, c, w_x, w_h, b):
     r"""One step of an LSTM: returns `(h, c)`.
@@ -58,6 +63,9 @@ def lstm_step(xp, x, h, c, w_x, w_h, b):
     if not fits:
         raise ShapeError(
             "lstm_step: shapes must be x (batch, n_in), h and c (batch, n), w_x (n_in, 4n), w_h (n, 4n), b (4n,).\n  "
-            + "      ".join(f"{k}: {describe(v)}" for k, v in dict(x=x, h=h, c=c, w_x=w_x, w_h=w_h, b=b).items())
+            + "      ".join(
+                f"{name}: {describe(v)}"
+                for name, v in zip(GATE_ARGUMENTS, (x, h, c, w_x, w_h, b), strict=True)
+            )
         )
     return cpu.lstm_step(x, h, c, w_x, w_h, b)

@@ -12,7 +12,12 @@ from ..errors import ShapeError
 
 @linear(
     a=lambda ct, a_shape: sum_to(ct, a_shape),
-    cases=[Case((3,), shape=(2, 3)), Case((2, 1), shape=(4, 2, 3)), Case((), shape=(2, 3)), Case((0, 1), shape=(0, 3))],
+    cases=[
+        Case((3,), shape=(2, 3)),
+        Case((2, 1), shape=(4, 2, 3)),
+        Case((), shape=(2, 3)),
+        Case((0, 1), shape=(0, 3)),
+    ],
 )
 def broadcast_to(xp, a, *, shape):
     r"""`a` repeated to `shape` by NumPy's rules."""
@@ -21,7 +26,12 @@ def broadcast_to(xp, a, *, shape):
 
 @linear(
     a=lambda ct, a_shape: broadcast_to(ct, a_shape),
-    cases=[Case((2, 3), shape=(3,)), Case((4, 2, 3), shape=(2, 1)), Case((2, 3), shape=()), Case((0, 3), shape=(1, 3))],
+    cases=[
+        Case((2, 3), shape=(3,)),
+        Case((4, 2, 3), shape=(2, 1)),
+        Case((2, 3), shape=()),
+        Case((0, 3), shape=(1, 3)),
+    ],
 )
 def sum_to(xp, a, *, shape):
     """`a` with the axes that broadcasting added summed away.
@@ -35,7 +45,12 @@ def sum_to(xp, a, *, shape):
 
 @linear(
     a=lambda ct, a_shape: reshape(ct, a_shape),
-    cases=[Case((2, 3), shape=(3, 2)), Case((2, 3), shape=-1), Case((4,), shape=(2, -1)), Case((1,), shape=())],
+    cases=[
+        Case((2, 3), shape=(3, 2)),
+        Case((2, 3), shape=-1),
+        Case((4,), shape=(2, -1)),
+        Case((1,), shape=()),
+    ],
 )
 def reshape(xp, a, *, shape):
     r"""The elements of `a`, in C order, in another shape; one axis may be -1."""

@@ -1,0 +1,123 @@
+"""The layers of the package: a file imports only from lower layers, or from earlier files of its own."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import tapegrad
+
+PACKAGE = pathlib.Path(tapegrad.__file__).parent
+
+# Lowest first; within a layer a file may import those before it.
+ORDER = [
+    ["errors", "types"],
+    ["backend.namespace"],
+    ["kernels", "kernels.reference", "kernels.cpu"],
+    [
+        "core.variable", "core.entry", "core.generate", "core.primitive", "core.adjoints", "core.printout",
+        "core.guard", "core.tape", "core.schedule", "core.sweep", "core.capacitor",
+    ],
+    [
+        "ops.elementwise", "ops.shape", "ops.reduce", "ops.linalg", "ops.index", "ops.softmax", "ops.recurrent",
+        "ops.operators", "ops.protocols",
+    ],
+    [
+        "nn.flat", "nn.module", "nn.layers", "nn.cells", "nn.losses", "nn",
+        "optim.optimizer", "optim.sgd", "optim.adam", "optim.clip", "optim",
+        "data.streams", "data.text", "data",
+    ],
+    ["checkpoint"],
+    ["__init__"],
+]  # fmt: skip
+RANK = {module: rank for rank, module in enumerate(m for layer in ORDER for m in layer)}
+
+
+def files():
+    sources = {path: path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")}
+    kernels = pathlib.Path(tapegrad.kernels.__file__).parent
+    sources |= {path: pathlib.Path("kernels") / path.stem for path in kernels.glob("*.py")}
+    return {
+        path: ".".join(p for p in name.parts if p != "__init__" or len(name.parts) == 1)
+        for path, name in sources.items()
+    }
+
+
+def imports(path, module):
+    """The modules of tapegrad that a file imports, wherever in it the import stands."""
+    is_package = path.name == "__init__.py"
+    here = [] if module == "__init__" else module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = here[: len(here) - (node.level - 1)] + (node.module.split(".") if node.module else [])
+            elif (node.module or "").split(".")[0] == "tapegrad":
+                base = node.module.split(".")[1:]
+            else:
+                continue
+            for alias in node.names:
+                name = ".".join([*base, alias.name])
+                yield name if name in RANK else ".".join(base)
+        elif isinstance(node, ast.Import):
+            yield from (
+                ".".join(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "tapegrad"
+            )
+
+
+def test_every_import_points_to_a_lower_layer():
+    wrong = []
+    for path, module in files().items():
+        if module in ("core", "ops", "backend"):
+            assert not list(imports(path, module)), f"{module}/__init__.py imports something"
+            continue
+        assert module in RANK, f"{module} has no place in the layers: add it to ORDER"
+        wrong += [f"{module} -> {name}" for name in imports(path, module) if RANK[name] >= RANK[module]]
+    assert not wrong
+
+
+def test_kernels_know_nothing_of_tapegrad():
+    for path, module in files().items():
+        if module.startswith("kernels"):
+            assert not [name for name in imports(path, module) if not name.startswith("kernels")]
+
+
+def test_kernels_are_installed_as_part_of_the_package_only():
+    found = subprocess.run(
+        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-E", "-c", "import kernels"],
+        cwd=PACKAGE.anchor,
+        capture_output=True,
+        text=True,
+    )
+    assert "No module named 'kernels'" in found.stderr
+
+
+def test_importing_tapegrad_imports_nothing_optional():
+    code = (
+        "import sys, numpy; before = set(sys.modules); import tapegrad; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.anchor)
+    assert found.stdout.strip() == "['tapegrad']", found.stderr
+
+
+def test_the_core_can_be_read_in_an_evening():
+    core = [f"core.{name}" for name in ("variable", "primitive", "tape", "adjoints", "schedule", "capacitor")]
+    lines = sum(len((PACKAGE / (m.replace(".", "/") + ".py")).read_text().splitlines()) for m in core)
+    assert lines < 1500
+
+
+def test_the_public_names_are_there():
+    for name in (
+        "Tape",
+        "CapacitorTape",
+        "Variable",
+        "Parameter",
+        "Sliding",
+        "Chunked",
+        "Full",
+        "nn",
+        "optim",
+        "data",
+    ):
+        assert hasattr(tapegrad, name)
+    assert (PACKAGE / "py.typed").exists()
