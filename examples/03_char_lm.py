@@ -43,7 +43,7 @@ class CharacterModel(nn.Module):
 def main() -> int:
     options = parse_options()
     try:
-        text = tg.data.read_text(options.text) if options.text else tg.data.english()
+        text = read(options.text)
         train_text, held_out_text = divide(text, options)
         schedule = tg.Sliding(options.window, stride=options.stride)
         tape = tg.CapacitorTape(schedule, weights=options.weights)
@@ -83,7 +83,9 @@ def main() -> int:
     return 0
 
 
-def train(model: CharacterModel, tape: tg.CapacitorTape, codes: np.ndarray, options: argparse.Namespace) -> dict:
+def train(
+    model: CharacterModel, tape: tg.CapacitorTape, codes: np.ndarray, options: argparse.Namespace
+) -> dict:
     """Read the text over and over until the time is up or Ctrl-C; every sweep is followed by a step."""
     params, _ = model.parameters(flat=True)
     optimizer = optim.Adam(params, lr=options.lr)
@@ -145,7 +147,9 @@ def evaluate(model: CharacterModel, codes: np.ndarray, deadline: float, lanes: i
     return nats / count * BITS
 
 
-def sample(model: CharacterModel, vocabulary: tg.data.Vocabulary, context: np.ndarray, rng, length: int = 400) -> str:
+def sample(
+    model: CharacterModel, vocabulary: tg.data.Vocabulary, context: np.ndarray, rng, length: int = 400
+) -> str:
     """Text drawn from the model, after it has read `context`."""
     state, codes = model.cell.initial_state(1), []
     for code in context[:-1]:
@@ -174,7 +178,9 @@ def plot(curve: list[tuple[int, float]], bits: float, options: argparse.Namespac
     axes.plot([c / 1e6 for c, _ in curve], [b for _, b in curve], lw=1, label="training text, as it is read")
     axes.axhline(bits, color="C1", lw=1, ls="--", label=f"held-out text at the end: {bits:.3f}")
     axes.set(xlabel="million characters read", ylabel="bits per character", ylim=(min(1.5, bits - 0.2), 5))
-    axes.set_title(f"{options.cell} {options.hidden}, window {options.window}, stride {options.stride}, {options.weights} weights")
+    axes.set_title(
+        f"{options.cell} {options.hidden}, window {options.window}, stride {options.stride}, {options.weights} weights"
+    )
     axes.legend()
     figure.savefig(options.out / "loss.png", dpi=120)
     print(f"loss curve: {options.out / 'loss.png'}", file=sys.stderr)
@@ -238,6 +244,13 @@ class Interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def read(path: pathlib.Path | None) -> str:
+    try:
+        return tg.data.read_text(path) if path else tg.data.english()
+    except tg.ArgumentError as error:
+        raise tg.ArgumentError(f"--text: {error}") from error
+
+
 def divide(text: str, options: argparse.Namespace) -> tuple[str, str]:
     """The first nine tenths to train on, and the last tenth."""
     cut = len(text) - len(text) // 10
@@ -249,21 +262,35 @@ def divide(text: str, options: argparse.Namespace) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
+def at_least(least: float, kind: type = int):
+    """What argparse calls to read a number; its error names the option."""
+
+    def read(text: str):
+        number = kind(text)
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"must be a number of at least {least}, and {text} came")
+        return number
+
+    read.__name__ = kind.__name__
+    return read
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=pathlib.Path, help="a UTF-8 file to learn (default: the Python reference)")
-    parser.add_argument("--window", type=int, default=32, help="steps that a gradient goes back (default %(default)s)")
-    parser.add_argument("--stride", type=int, default=16, help="steps between two sweeps (default %(default)s)")
-    parser.add_argument("--weights", choices=["recorded", "current"], default="recorded")
-    parser.add_argument("--cell", choices=sorted(CELLS), default="lstm")
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--streams", type=int, default=32, help="places read at once (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="time to train (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="Adam's first step size (default %(default)s)")
-    parser.add_argument("--clip", type=float, default=1.0, help="largest gradient norm per step of the loop")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/char_lm"), help="folder for the results")
-    parser.add_argument("--quick", action="store_true", help="two seconds of a small model, to see that all works")
+    add = parser.add_argument
+    add("--text", type=pathlib.Path, help="a UTF-8 file to learn (default: the Python reference)")
+    add("--window", type=int, default=32, help="steps that a gradient goes back (default %(default)s)")
+    add("--stride", type=int, default=16, help="steps between two sweeps (default %(default)s)")
+    add("--weights", choices=["recorded", "current"], default="recorded")
+    add("--cell", choices=sorted(CELLS), default="lstm")
+    add("--hidden", type=at_least(2), default=128)
+    add("--streams", type=at_least(1), default=32, help="places read at once (default %(default)s)")
+    add("--seconds", type=at_least(0, float), default=60, help="time to train (default %(default)s)")
+    add("--lr", type=at_least(0, float), default=3e-3, help="Adam's first step size (default %(default)s)")
+    add("--clip", type=at_least(1e-9, float), default=1.0, help="largest gradient norm per step of the loop")
+    add("--seed", type=at_least(0), default=0)
+    add("--out", type=pathlib.Path, default=pathlib.Path("runs/char_lm"), help="folder for the results")
+    add("--quick", action="store_true", help="two seconds of a small model, to see that all works")
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.hidden = min(options.seconds, 2), min(options.hidden, 32)

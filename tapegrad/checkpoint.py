@@ -42,7 +42,11 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The arrays that `save` wrote. Nothing in the file is executed. Raises ArgumentError if it is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is not an .npz archive")
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ArgumentError(f"load: {os.fspath(path)} is not a file that save() wrote: {error}.") from error

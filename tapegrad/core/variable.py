@@ -169,11 +169,12 @@ class Variable:
 class Parameter(Variable):
     """A Variable that a module owns and an optimizer updates."""
 
-    __slots__ = ("_grad_home",)
+    __slots__ = ("flat",)
 
     def __init__(self, value: ArrayLike, *, name: str | None = None) -> None:
         super().__init__(value, name=name)
-        self._grad_home: Array | None = None
+        # The vector that this parameter is a piece of, if there is one; its gradient is a piece, too.
+        self.flat: weakref.ref[Parameter] | None = None
 
     @property
     def grad(self) -> Array | None:
@@ -181,15 +182,10 @@ class Parameter(Variable):
 
     @grad.setter
     def grad(self, grad: ArrayLike | None) -> None:
-        if self._grad_home is None:
+        if self.flat is None or self._grad is None:
             Variable.grad.fset(self, grad)  # type: ignore[attr-defined]
-        else:  # the gradient lives in a shared vector: None empties its piece
-            self._grad_home[...] = 0 if grad is None else grad
-
-    def give_grad_home(self, home: Array) -> None:
-        """Keep the gradient in `home` from now on, a piece of a vector that holds several gradients."""
-        home[...] = 0 if self._grad is None else self._grad
-        self._grad = self._grad_home = home
+        else:  # shared with the vector: None empties it
+            self._grad[...] = 0 if grad is None else grad
 
 
 class Result(Variable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ class FlatParameter(Parameter):
         for member, piece in zip(self._members, pieces(array, self._members), strict=True):
             member.rebind(piece)
 
+    def __reduce__(self) -> Any:
+        return flattened, (self._members,)
+
     @property
     def value(self) -> Array:
         if any(member._array.base is not self._array for member in self._members):
@@ -43,19 +47,37 @@ class FlatParameter(Parameter):
 
 
 def flatten(members: Sequence[Parameter]) -> tuple[FlatParameter, Array]:
-    """One parameter and one gradient vector for `members`, whose `.grad` become views of the latter."""
+    """One parameter and one gradient vector for `members`, whose `.grad` become views of the latter.
+
+    The same members get the same pair again, as long as somebody holds it.
+    """
     dtypes = {member.dtype for member in members}
     if len(dtypes) != 1:
         raise ArgumentError(
             "parameters(flat=True): there must be parameters, all of one dtype.\n  "
             + (", ".join(f"{m.name}: {m.dtype}" for m in members) or "there are none")
         )
-    params = FlatParameter(members)
-    grads = np.zeros(params.shape, params.dtype)
-    for member, piece in zip(members, pieces(grads, members), strict=True):
-        member.give_grad_home(piece)
-    params.give_grad_home(grads)
-    return params, grads
+    params = next((m.flat() for m in members if m.flat is not None and m.flat() is not None), None)
+    if params is None:
+        params = FlatParameter(members)
+        params._grad = np.zeros(params.shape, params.dtype)
+        for member, piece in zip(members, pieces(params._grad, members), strict=True):
+            piece[...] = 0 if member.grad is None else member.grad
+            member._grad = piece
+        for parameter in (*members, params):
+            parameter.flat = weakref.ref(params)
+    elif not isinstance(params, FlatParameter) or [*map(id, params._members)] != [*map(id, members)]:
+        raise ArgumentError(
+            "parameters(flat=True): some of these parameters are pieces of another vector already.\n"
+            "  Flatten the outermost module once, and use its pair everywhere."
+        )
+    assert params._grad is not None
+    return params, params._grad
+
+
+def flattened(members: Sequence[Parameter]) -> FlatParameter:
+    """The vector of `members`, for copies and pickles of one."""
+    return flatten(members)[0]
 
 
 def joined(members: Sequence[Parameter]) -> Array:

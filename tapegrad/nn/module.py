@@ -28,9 +28,10 @@ class Module:
         return self.forward(*inputs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Parameter) and value.name is None:
-            value.name = name
         super().__setattr__(name, value)
+        for path, parameter in self.named_parameters():
+            if parameter.name is None or path.endswith("." + parameter.name):  # keep a name that a user chose
+                parameter.name = path
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every parameter with its path ("cell.w_x"), in the order of definition; a shared one once."""
