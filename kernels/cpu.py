@@ -57,6 +57,12 @@ def lstm_step_pullback(
     return ct_z, ct_c_next
 
 
+def weight_gradient(x: Array, ct: Array) -> Array:
+    """xᵀ ct. Shapes: (batch, n), (batch, m) -> (n, m)."""
+    # For one row matmul takes a slow path: 38 µs for 128 x 256, where dot takes 7.
+    return np.dot(x.T, ct) if len(x) == 1 else x.T @ ct
+
+
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """The mean loss over the batch, and softmax(logits)."""
     probabilities = logits - logits.max(axis=-1, keepdims=True)

@@ -42,26 +42,20 @@ class Adjoints:
             self.sums[slot] = held + contribution
             self.owned.add(slot)
 
-    def take(self, slot: int, default: Any = None) -> Any:
-        """Remove and return the adjoint of `slot`: its entry is being swept, so the sum is complete."""
-        ct = self.sums.pop(slot, default)
-        if slot in self.kept:
-            self.kept[slot] = ct
-        return ct
-
     def sweep(self, entries: Iterable[Entry]) -> None:
         """Pull every cotangent back through `entries`, which come last to first.
 
         Entries were appended after everything they read, so reversed order is a topological order: when
         an entry's turn comes, every consumer of its output has already contributed.
         """
-        sums, owned = self.sums, self.owned
-        held_by = sums.get
-        take = self.take if self.kept else sums.pop
+        sums, owned, kept = self.sums, self.owned, self.kept
+        held_by, take = sums.get, sums.pop
         for entry in entries:
             ct = take(entry[OUT], None)
             if ct is None:
                 continue
+            if kept and entry[OUT] in kept:
+                kept[entry[OUT]] = ct
             for slot, contribution in entry[0].pull(entry, ct):
                 # `add`, written out: a call for each contribution would cost a tenth of the sweep.
                 held = held_by(slot)

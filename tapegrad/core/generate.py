@@ -18,6 +18,7 @@ from ..errors import DtypeError, ShapeError, TapegradError, describe
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
+ATOMS = frozenset({int, float, bool, str, slice, type(None), type(Ellipsis)})  # parts of axes, shapes, indices
 FAILURES = (ValueError, TypeError, IndexError)  # what NumPy raises for operands that do not fit
 
 
@@ -103,9 +104,17 @@ def call_source(p: Any) -> tuple[str, dict[str, Any]]:
         "            out = next_slot()",
         *("            " + line for line in record_source(p, variants)),
         f"        return unrecorded(y, tapes, ({', '.join(f'{a}_slot' for a in p.differentiable)},), primitive)",
-        f"    return plain(y, ({', '.join(p.arguments)},), primitive)",
+        *plain_source(p),
     ]
     return "\n".join(lines), variants
+
+
+def plain_source(p: Any) -> list[str]:
+    """The lines that return the result when no argument is differentiated: rules come here with raw arrays."""
+    if p.outputs or p.hidden or p.variadic:
+        return [f"    return plain(y, ({', '.join(p.arguments)},), primitive)"]
+    constants = " or ".join(f"isinstance({a}, Variable)" for a in p.arguments)
+    return [f"    if {constants}:", "        return constant(y)", "    return y"]
 
 
 def lifted(p: Any, argument: str) -> str:
@@ -278,6 +287,8 @@ class Symbol:
 
 def lift(value: Any, op: str, argument: str) -> Any:
     """A plain argument as what the body can take: a real array, or a number."""
+    if type(value) is np.ndarray and value.dtype.kind in "fiub":
+        return value
     if isinstance(value, (list, tuple)):
         value = np.asarray(value)
     kind = getattr(getattr(value, "dtype", None), "kind", "?" if not isinstance(value, complex) else "c")
@@ -312,7 +323,7 @@ def keep(value: Any) -> Any:
     if kind is np.ndarray:
         return value.copy() if value.flags.writeable else value
     if kind is tuple:
-        return tuple(keep(v) for v in value)
+        return value if ATOMS.issuperset(map(type, value)) else tuple(keep(v) for v in value)
     return np.asarray(value) if kind is list else value
 
 
@@ -363,5 +374,5 @@ RUNTIME = {
     "Result": Result, "Variable": Variable, "new": object.__new__, "next_slot": next_slot, "result": result,
     "numpy": np, "ndarray": np.ndarray, "namespace": namespace, "numbers": PYTHON_NUMBERS, "failures": FAILURES,
     "lift": lift, "lift_constant": lift_constant, "lift_sequence": lift_sequence, "keep": keep,
-    "plain": plain, "unrecorded": unrecorded, "explain": explain,
+    "plain": plain, "constant": constant, "unrecorded": unrecorded, "explain": explain,
 }  # fmt: skip

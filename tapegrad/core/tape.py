@@ -207,7 +207,7 @@ class Tape:
         for r, s in zip(roots, seeds, strict=True):
             adjoints.add(r._slot, s)
         for entry in reversed(self._entries()):
-            ct = adjoints.take(entry[OUT])
+            ct = adjoints.sums.pop(entry[OUT], None)
             if ct is not None:
                 contributions = list(entry[0].pull(entry, ct))
                 for slot, contribution in contributions:

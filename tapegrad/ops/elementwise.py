@@ -220,10 +220,15 @@ def tanh(xp, a):
     return xp.tanh(a)
 
 
+# The largest x whose e^x is finite, rounded down.
+LARGEST_EXPONENT = {np.dtype(np.float16): 11.0, np.dtype(np.float32): 88.0, np.dtype(np.float64): 709.0}
+
+
 @elementwise(a=lambda ct, y: ct * (y - y * y), special=(-1000.0, 1000.0))
 def sigmoid(xp, a):
-    r"""Logistic function, $y = 1 / (1 + e^{-a})$, as $\tfrac12 \tanh(a / 2) + \tfrac12$: no overflow."""
-    return xp.tanh(a * 0.5) * 0.5 + 0.5
+    r"""Logistic function, $y = 1 / (1 + e^{-a})$, to full relative precision and without overflow."""
+    largest = LARGEST_EXPONENT.get(getattr(a, "dtype", None), 709.0)
+    return 1.0 / (xp.exp(xp.minimum(-a, largest)) + 1.0)
 
 
 @elementwise(a=lambda ct, a: ct * sigmoid(a), special=(-1000.0, 1000.0))

@@ -11,14 +11,18 @@ from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, describe
 
 
+BASIC = frozenset({int, np.int64, slice, type(None), type(Ellipsis)})
+
+
 def basic(index: Any) -> bool:
     """Whether `index` selects each element at most once: slices, integers, None and Ellipsis."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(p is None or p is Ellipsis or isinstance(p, (slice, int, np.integer)) for p in parts)
+    return BASIC.issuperset(map(type, index)) if type(index) is tuple else type(index) in BASIC
 
 
 def checked(index: Any) -> Any:
     """`index` as NumPy takes it, without Variables: a position is not differentiated."""
+    if basic(index):
+        return index
     if isinstance(index, tuple):
         return tuple(checked(part) for part in index)
     if isinstance(index, Variable):
@@ -58,16 +62,9 @@ def put_at(xp, a, *, index, shape):
     y = xp.zeros(shape, a.dtype)
     if basic(index):
         y[index] = a
-    elif isinstance(index, np.ndarray) and index.dtype.kind == "i" and len(shape) == 2 and index.ndim == 1:
-        # Rows of a table (an embedding): sort, then one sum per row; 5x faster than add.at on 32 rows of 64.
-        add_rows(y, index, a)
     else:
         xp.add.at(y, index, a)
     return y
-
-
-def add_rows(y: Any, rows: Any, a: Any) -> None:
-    np.add.at(y, rows, a)
 
 
 @linear(

@@ -26,8 +26,8 @@ def lstm_step_pullback(ct, active, x, h, c, w_x, w_h, gates, tanh_c):
         ct_z @ w_x.T if active[0] else None,
         ct_z @ w_h.T if active[1] else None,
         ct_c,
-        x.T @ ct_z if active[3] else None,
-        h.T @ ct_z if active[4] else None,
+        cpu.weight_gradient(x, ct_z) if active[3] else None,
+        cpu.weight_gradient(h, ct_z) if active[4] else None,
         ct_z.sum(axis=0) if active[5] else None,
     )
 
