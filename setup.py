@@ -1,23 +1,27 @@
 """What is installed, what it needs, and what each extra adds."""
 
+import pathlib
+
 from setuptools import setup
+
+PACKAGES = ["backend", "core", "data", "kernels", "nn", "ops", "optim"]
 
 setup(
     name="tapegrad",
     version="0.1.0",
-    description="Tape-based reverse-mode autodiff with truncated backpropagation through time as a property of the tape",
+    description="Differentiate the loop you wrote: tapes, and backpropagation through time over a window of one.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
     python_requires=">=3.10",
     install_requires=["numpy>=2.0"],
-    packages=[
-        "tapegrad",
-        "tapegrad.backend",
-        "tapegrad.core",
-        "tapegrad.ops",
-        "tapegrad.nn",
-        "tapegrad.optim",
-        "tapegrad.data",
-        "tapegrad.kernels",
-    ],
+    extras_require={
+        "examples": ["matplotlib", "tqdm"],
+        "test": ["pytest>=8"],
+        "lint": ["mypy", "ruff"],
+        "bench": ["autograd", "torch"],
+    },
+    packages=["tapegrad", *(f"tapegrad.{name}" for name in PACKAGES)],
     package_dir={"tapegrad": "tapegrad", "tapegrad.kernels": "kernels"},
     package_data={"tapegrad": ["py.typed"]},
 )

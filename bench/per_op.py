@@ -9,10 +9,13 @@ forward pass alone; `by hand` is forward and backward written out in NumPy. Time
 
 from __future__ import annotations
 
+# isort: off
+import paired  # first of all: it pins the threads
+
+# isort: on
 import argparse
 
-import paired
-import numpy as np  # isort: skip  (threads are pinned first)
+import numpy as np
 
 import tapegrad as tg
 
@@ -159,14 +162,24 @@ def main() -> None:
         taken = paired.seconds_of(contenders, rounds)
         row = {
             "us_per_op": {name: round(float(np.median(t)) / ops * 1e6, 3) for name, t in taken.items()},
-            "tapegrad_over": {name: paired.ratio(taken, "tapegrad", name) for name in taken if name != "tapegrad"},
+            "tapegrad_over": {
+                name: paired.ratio(taken, "tapegrad", name) for name in taken if name != "tapegrad"
+            },
         }
         results[title] = row
         paired.show(
             f"{title} ({ops} ops)",
             ["", "µs per op", "tapegrad's time over it", "middle half of the rounds"],
             [
-                [name, t, *([r["median"], f"{r['low']} … {r['high']}"] if (r := row["tapegrad_over"].get(name)) else ["", ""])]
+                [
+                    name,
+                    t,
+                    *(
+                        [r["median"], f"{r['low']} … {r['high']}"]
+                        if (r := row["tapegrad_over"].get(name))
+                        else ["", ""]
+                    ),
+                ]
                 for name, t in row["us_per_op"].items()
             ],
         )

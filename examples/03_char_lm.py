@@ -190,15 +190,16 @@ def plot(curve: list[tuple[int, float]], bits: float, options: argparse.Namespac
 
 
 class Progress:
-    """A bar on stderr: bits per character, characters per second, norm of the gradient."""
+    """What is shown on stderr while training, with tqdm if it is installed, and the loss curve."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.started = time.monotonic()
         self.characters, self.norm = 0, 0.0
         self.curve: list[tuple[int, float]] = []
         self._since: list[float] = []
         self._shown = 0.0
+        self._bar = bar_of(seconds)
+        self.started = time.monotonic()
 
     @property
     def elapsed(self) -> float:
@@ -221,15 +222,27 @@ class Progress:
         self.curve.append((self.characters, bits))
         self._since.clear()
         self._shown = self.elapsed
-        done = round(30 * self.fraction)
-        bar = "█" * done + "·" * (30 - done)
         rate = self.characters / max(self.elapsed, 1e-9)
-        line = f"{bar} {self.elapsed:3.0f}/{self.seconds:.0f} s  {bits:.3f} bits/char  {rate:,.0f} chars/s  |grad| {self.norm:.2f}"
-        print(f"\r{line:<100}", end="", file=sys.stderr, flush=True)
+        line = f"{bits:.3f} bits/char, {rate:,.0f} chars/s, |gradient| {self.norm:.2f}"
+        if self._bar is not None:
+            self._bar.n = round(min(self.elapsed, self.seconds), 1)
+            self._bar.set_postfix_str(line)
+        elif len(self.curve) % 25 == 1:
+            print(f"{self.elapsed:4.0f}/{self.seconds:.0f} s  {line}", file=sys.stderr)
 
     def close(self) -> None:
         self.show()
-        print(file=sys.stderr)
+        if self._bar is not None:
+            self._bar.close()
+
+
+def bar_of(seconds: float):
+    """A progress bar over `seconds`, or None where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=seconds, bar_format="{l_bar}{bar:30}| {n:.0f}/{total:.0f} s{postfix}", file=sys.stderr)
 
 
 class Interrupt:

@@ -18,7 +18,9 @@ from ..errors import DtypeError, ShapeError, TapegradError, describe
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
-ATOMS = frozenset({int, float, bool, str, slice, type(None), type(Ellipsis)})  # parts of axes, shapes, indices
+ATOMS = frozenset(
+    {int, float, bool, str, slice, type(None), type(Ellipsis)}
+)  # parts of axes, shapes, indices
 FAILURES = (ValueError, TypeError, IndexError)  # what NumPy raises for operands that do not fit
 
 

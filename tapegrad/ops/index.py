@@ -10,7 +10,6 @@ from ..core.primitive import Case, linear
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, describe
 
-
 BASIC = frozenset({int, np.int64, slice, type(None), type(Ellipsis)})
 
 
