@@ -59,12 +59,13 @@ def main() -> int:
 
     started = time.monotonic()
     context, held_out = vocabulary.encode(train_text[-CONTEXT:]), vocabulary.encode(held_out_text)
-    bits = evaluate(model, np.concatenate([context, held_out]), deadline=started + 6)
+    bits, scored = evaluate(model, np.concatenate([context, held_out]), deadline=started + 6)
     print(sample(model, vocabulary, context, rng))
     tg.save(options.out / "model.npz", {**model.state_dict(), "vocabulary": vocabulary.characters})
     plot(history["curve"], bits, options)
     report = {
         "held_out_bits_per_char": round(bits, 4),
+        "held_out_characters": scored,
         "characters": history["characters"],
         "seconds": round(history["seconds"], 1),
         "weights": options.weights,
@@ -123,8 +124,8 @@ def train(
 CONTEXT = 100  # characters read before the first one that is scored
 
 
-def evaluate(model: CharacterModel, codes: np.ndarray, deadline: float, lanes: int = 128) -> float:
-    """Bits per character over `codes` after the first CONTEXT, each predicted once.
+def evaluate(model: CharacterModel, codes: np.ndarray, deadline: float, lanes: int = 128):
+    """Bits per character over `codes` after the first CONTEXT, each predicted once, and how many those are.
 
     The text is read in parallel lanes, each of which first reads the CONTEXT characters before its own.
     A lane that is past its end repeats the last character, unscored. Past `deadline` what was read counts.
@@ -144,7 +145,7 @@ def evaluate(model: CharacterModel, codes: np.ndarray, deadline: float, lanes: i
             count += len(scores)
             if time.monotonic() > deadline:
                 break
-    return nats / count * BITS
+    return nats / count * BITS, count
 
 
 def sample(
@@ -299,7 +300,7 @@ def parse_options() -> argparse.Namespace:
     add("--hidden", type=at_least(2), default=128)
     add("--streams", type=at_least(1), default=32, help="places read at once (default %(default)s)")
     add("--seconds", type=at_least(0, float), default=60, help="time to train (default %(default)s)")
-    add("--lr", type=at_least(0, float), default=3e-3, help="Adam's first step size (default %(default)s)")
+    add("--lr", type=at_least(0, float), default=1e-2, help="Adam's first step size (default %(default)s)")
     add("--clip", type=at_least(1e-9, float), default=1.0, help="largest gradient norm per step of the loop")
     add("--seed", type=at_least(0), default=0)
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/char_lm"), help="folder for the results")

@@ -431,6 +431,18 @@ def test_kept_adjoints_of_a_sweep():
         sweep[tg.constant(1.0)]
 
 
+@pytest.mark.parametrize("weights", ["recorded", "current"])
+def test_a_window_can_be_walked_printed_and_pushed_forward_through(weights):
+    w, x, tape = tg.Parameter(np.array(0.5), name="w"), np.array(1.0), tg.CapacitorTape(3, weights=weights)
+    for _ in range(5):
+        with tape:
+            x = w * x
+    assert tape.pushforward({w: 1.0}, x) == 3 * 0.5**4
+    assert [step.inputs for step in tape.walk(x)] == [("w", "v2"), ("w", "v1"), ("w", "v0")]
+    assert str(tape).splitlines()[1].startswith("v1 = multiply(w, v0)")
+    assert len(tape) == 3
+
+
 # -- misuse --------------------------------------------------------------------------------------------
 
 

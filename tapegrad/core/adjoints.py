@@ -6,7 +6,7 @@ be an array that someone else holds too); only their sum is owned, and added to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,9 @@ class Adjoints:
                 leaf.accumulate_grad(ct._array if isinstance(ct, Variable) else ct)
 
     @property
-    def gradients(self) -> Mapping[Variable, Array]:
-        """The adjoint of every leaf that the sweep reached. Reading it does not touch `.grad`."""
-        leaves = (LEAVES.get(slot) for slot in self.sums if slot < 0)
-        return {leaf: self[leaf] for leaf in leaves if leaf is not None}
+    def gradients(self) -> AdjointMap:
+        """The adjoint of every leaf that the sweep reached, by leaf. Reading it does not touch `.grad`."""
+        return AdjointMap({slot: ct for slot, ct in self.sums.items() if slot < 0}, self.record)
 
     def __getitem__(self, v: Variable) -> Any:
         if not isinstance(v, Variable) or v._slot == 0 or (v._slot > 0 and v._slot not in self.kept):
@@ -94,6 +93,43 @@ class Adjoints:
 
     def __bool__(self) -> bool:
         return True
+
+
+class AdjointMap:
+    """Some adjoints, by Variable: `m[v]` (the reader's own array), `v in m`, `m.get(v, default)`, `len(m)`.
+
+    `values()` gives all of them, also those of Variables that nobody holds any more.
+    """
+
+    def __init__(self, by_slot: dict[int, Any], record: bool = False) -> None:
+        self.by_slot = by_slot
+        self._record = record
+
+    def __getitem__(self, v: Variable) -> Any:
+        if v not in self:
+            raise ArgumentError(
+                "AdjointMap: no adjoint of this Variable arrived here. Ask `v in m` first, or m.get(v)."
+            )
+        return owned_adjoint(self.by_slot[v._slot], v, self._record)
+
+    def __contains__(self, v: object) -> bool:
+        return isinstance(v, Variable) and v._slot in self.by_slot
+
+    def __len__(self) -> int:
+        return len(self.by_slot)
+
+    def get(self, v: Variable, default: Any = None) -> Any:
+        """`m[v]`, or `default` if nothing arrived."""
+        return self[v] if v in self else default  # noqa: SIM401 (this is what the advice would call)
+
+    def values(self) -> list[Array]:
+        """Every adjoint, as arrays of the reader's own."""
+        return [np.array(ct._array if isinstance(ct, Variable) else ct) for ct in self.by_slot.values()]
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of all of them together."""
+        return float(np.sqrt(sum(np.sum(np.square(ct, dtype=np.float64)) for ct in self.values())))
 
 
 def owned_adjoint(ct: Any, v: Variable, record: bool = False) -> Any:

@@ -150,7 +150,8 @@ class CapacitorTape(Tape):
     def _sweep_window(self, keep: Iterable[Variable]) -> Sweep:
         sweep, window = Sweep(keep), self._window()
         stopped: list[int] = []
-        self._checked_entries()
+        for segment in window:
+            self._check(segment.entries)
         for segment in reversed(window):
             sweep.enter(segment)
             sweep.sweep(reversed(segment.entries_today()))
@@ -189,7 +190,7 @@ class CapacitorTape(Tape):
         return segments[beyond:]
 
     def _entries(self) -> list[Entry]:
-        return [entry for segment in self._window() for entry in segment.entries]
+        return [entry for segment in self._window() for entry in segment.entries_today()]
 
     def _last(self) -> Entry | None:
         for segment in reversed(self._window()):

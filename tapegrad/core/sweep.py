@@ -5,13 +5,10 @@ Adjoints are local to a sweep: overlapping windows share the recorded segments, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
-from ..types import Array
-from .adjoints import Adjoints, owned_adjoint
+from .adjoints import AdjointMap, Adjoints
 from .entry import Entry
 from .tape import Segment
 from .variable import LEAVES, Variable
@@ -28,7 +25,7 @@ class WindowSegment(Segment):
         super().__init__(index)
         self.end: int = self.first  # the slot of its last value, once closed
         self.losses: list[tuple[int, Any]] = []
-        self.adjoints: BoundaryAdjoints = BoundaryAdjoints({})
+        self.adjoints: AdjointMap = AdjointMap({})
         self._leaf_reads: list[tuple[int, int, Variable]] = []
 
     def close(self) -> None:
@@ -59,33 +56,6 @@ class WindowSegment(Segment):
         return entries
 
 
-class BoundaryAdjoints(Mapping[Variable, Array]):
-    """Adjoints of values that cross a joint, by Variable; `.values()` also for those nobody holds any more."""
-
-    def __init__(self, by_slot: Mapping[int, Any]) -> None:
-        self.by_slot = dict(by_slot)
-
-    def __getitem__(self, v: Variable) -> Array:
-        return owned_adjoint(self.by_slot[v._slot], v)  # type: ignore[no-any-return]
-
-    def __contains__(self, v: object) -> bool:
-        return isinstance(v, Variable) and v._slot in self.by_slot
-
-    def __iter__(self) -> Any:
-        return iter(self.by_slot)
-
-    def __len__(self) -> int:
-        return len(self.by_slot)
-
-    def values(self) -> Any:
-        return [np.array(ct) for ct in self.by_slot.values()]
-
-    @property
-    def norm(self) -> float:
-        """Euclidean norm of all of them together."""
-        return float(np.sqrt(sum(np.sum(np.square(ct, dtype=np.float64)) for ct in self.by_slot.values())))
-
-
 class Sweep(Adjoints):
     """What one sweep over the window found. Also an Adjoints: `sweep[v]`, `sweep.gradients`.
 
@@ -97,10 +67,10 @@ class Sweep(Adjoints):
         super().__init__(keep)
         self.segments = 0
         self.losses = 0
-        self._at_joints: list[BoundaryAdjoints] = []
+        self._at_joints: list[AdjointMap] = []
 
     @property
-    def left_edge(self) -> BoundaryAdjoints:
+    def left_edge(self) -> AdjointMap:
         """What arrived at the window's left edge: adjoints that a longer window would carry on."""
         return self._at_joints[-1]
 
@@ -114,7 +84,7 @@ class Sweep(Adjoints):
         for slot, seed in segment.losses:
             self.add(slot, seed)
             self.losses += 1
-        segment.adjoints = BoundaryAdjoints({s: ct for s, ct in self.sums.items() if s >= segment.first})
+        segment.adjoints = AdjointMap({s: ct for s, ct in self.sums.items() if s >= segment.first})
         self._share(segment.adjoints)
 
     def leave(self, segment: WindowSegment, joint: Joint) -> list[int]:
@@ -128,12 +98,12 @@ class Sweep(Adjoints):
                 pending[slot] = ct
             elif slot not in self.kept:
                 stopped.append(slot)
-        self._at_joints.append(BoundaryAdjoints(pending))
+        self._at_joints.append(AdjointMap(pending))
         self._share(self._at_joints[-1])
         self.sums.update(pending if joint is None else through(joint, pending))
         return stopped
 
-    def _share(self, adjoints: BoundaryAdjoints) -> None:
+    def _share(self, adjoints: AdjointMap) -> None:
         """Somebody else holds these arrays from now on: do not add to them in place."""
         self.owned.difference_update(adjoints.by_slot)
 

@@ -192,7 +192,8 @@ class Tape:
         adjoints = Adjoints([*roots, *keep], record=record)
         for root, seed in zip(roots, seeds, strict=True):
             adjoints.add(root._slot, seed)
-        entries = reversed(self._checked_entries())
+        self._check(self._entries())
+        entries = reversed(self._entries())
         if not record:
             adjoints.sweep(entries)
         else:
@@ -349,11 +350,10 @@ class Tape:
         self._guard[entry[OUT]] = Guarded.now(entry)
         self._segment.entries.append(entry)
 
-    def _checked_entries(self) -> list[Entry]:
-        entries = self._entries()
+    def _check(self, entries: Iterable[Entry]) -> None:
+        """On a guarded tape, raise if an array that `entries` keep has been changed."""
         for entry in entries if self._guard else ():
             self._guard[entry[OUT]].check(entry, self._name)  # type: ignore[index]
-        return entries
 
 
 # -- entries ---------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ UFUNCS: dict[Any, Callable[..., Any]] = {
     np.multiply: e.multiply,
     np.divide: e.divide,
     np.power: e.power,
-    np.float_power: e.power,
     np.negative: e.negative,
     np.positive: e.positive,
     np.absolute: e.absolute,
