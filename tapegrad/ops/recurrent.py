@@ -21,7 +21,8 @@ def lstm_step_by_ops(x: Any, h: Any, c: Any, w_x: Any, w_h: Any, b: Any) -> tupl
 
 
 def lstm_step_pullback(ct, active, x, h, c, w_x, w_h, gates, tanh_c):
-    ct_z, ct_c = cpu.lstm_step_pullback(*ct, c, gates, tanh_c)
+    ct_h, ct_c = ct
+    ct_z, ct_c = cpu.lstm_step_pullback(ct_h, ct_c, c, gates, tanh_c)
     return (
         ct_z @ w_x.T if active[0] else None,
         ct_z @ w_h.T if active[1] else None,
