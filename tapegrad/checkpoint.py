@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +17,8 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 
     The file appears complete: it is written beside its place, flushed to disk and then renamed.
     """
+    import tempfile  # here: 3 ms of `import tapegrad`
+
     path = os.fspath(path)
     converted = {name: np.asarray(value) for name, value in arrays.items()}
     for name, array in converted.items():
@@ -41,6 +41,8 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The arrays that `save` wrote. Nothing in the file is executed. Raises ArgumentError if it is no such file."""
+    import zipfile  # here: 2 ms of `import tapegrad`
+
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
