@@ -52,7 +52,7 @@ def show(coin: float, rng: np.random.Generator) -> None:
 
     print("\nBackwards, each op hands the cotangent of its output on to its inputs:")
     for step in tape.walk(result, seed=seed):
-        handed_on = ", ".join(f"{name} {ct.shape}" for name, ct in step.contributions.items())
+        handed_on = ", ".join(f"{name} {ct.shape}" for name, ct in step.contributions)
         print(f"  {step.out} = {step.name}({', '.join(step.inputs)})  to  {handed_on}")
 
     print("\nGradients:")

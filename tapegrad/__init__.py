@@ -16,6 +16,7 @@ from .core.primitive import Case as Case
 from .core.primitive import elementwise as elementwise
 from .core.primitive import linear as linear
 from .core.primitive import primitive as primitive
+from .core.pushforward import pushforward as pushforward
 from .core.schedule import Chunked as Chunked
 from .core.schedule import Full as Full
 from .core.schedule import Schedule as Schedule

@@ -16,7 +16,7 @@ ORDER = [
     ["kernels", "kernels.reference", "kernels.cpu"],
     [
         "core.variable", "core.entry", "core.generate", "core.primitive", "core.adjoints", "core.printout",
-        "core.guard", "core.tape", "core.schedule", "core.sweep", "core.capacitor",
+        "core.guard", "core.tape", "core.pushforward", "core.schedule", "core.sweep", "core.capacitor",
     ],
     [
         "ops.elementwise", "ops.shape", "ops.reduce", "ops.linalg", "ops.index", "ops.softmax", "ops.recurrent",

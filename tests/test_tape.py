@@ -273,7 +273,7 @@ def test_several_roots_and_seeds():
         a, b = v * v, tg.sum(v)
     tape.backward([a, b], [np.array([1.0, 10.0]), 100.0])
     np.testing.assert_array_equal(v.grad, [102, 140])
-    with pytest.raises(tg.ArgumentError, match="2 roots need as many seeds, and 1 came"):
+    with pytest.raises(tg.ArgumentError, match="2 roots need a list of as many seeds, and 1 came"):
         tape.backward([a, b], [1.0])
 
 
@@ -378,7 +378,7 @@ def test_walk_shows_the_sweep_one_entry_at_a_time():
     assert steps[1].inputs == ("v", "v")
     assert set(steps[1].residuals) == {"a", "b"}
     np.testing.assert_allclose(steps[1].ct, np.exp(9))
-    np.testing.assert_allclose(steps[1].contributions["v"], 3 * np.exp(9))
+    np.testing.assert_allclose(sum(ct for name, ct in steps[1].contributions if name == "v"), 6 * np.exp(9))
     assert v.grad is None
 
 
@@ -577,7 +577,7 @@ def test_guarded_capacitors_forget_what_they_evict():
                 y = tg.sum(v * v)
             tape.backward(y)
             v.value = v.value * 0.5
-        assert len(tape._guard) == len(tape) == 6
+        assert sum(len(segment.guarded) for segment in tape.segments) == len(tape) == 6
 
 
 # -- threads, tasks, memory, length ----------------------------------------------------------------------

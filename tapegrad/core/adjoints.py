@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, describe
 from ..types import Array
 from .entry import OUT, Entry
-from .variable import LEAVES, Variable
+from .variable import LEAVES, Variable, constant
 
 
 class Adjoints:
@@ -26,7 +26,7 @@ class Adjoints:
 
     def __init__(self, keep: Iterable[Variable] = (), *, record: bool = False) -> None:
         self.sums: dict[int, Any] = {}
-        self.owned: set[int] = set()
+        self.owned: set[int] = set()  # in a recorded sweep nothing is: a sum may be a Variable
         self.kept: dict[int, Any] = {v._slot: None for v in keep}
         self.record = record
 
@@ -40,7 +40,8 @@ class Adjoints:
             self.sums[slot] = held
         else:
             self.sums[slot] = held + contribution
-            self.owned.add(slot)
+            if not self.record:
+                self.owned.add(slot)
 
     def sweep(self, entries: Iterable[Entry]) -> None:
         """Pull every cotangent back through `entries`, which come last to first.
@@ -48,7 +49,7 @@ class Adjoints:
         Entries were appended after everything they read, so reversed order is a topological order: when
         an entry's turn comes, every consumer of its output has already contributed.
         """
-        sums, owned, kept = self.sums, self.owned, self.kept
+        sums, owned, kept, in_place = self.sums, self.owned, self.kept, not self.record
         held_by, take = sums.get, sums.pop
         for entry in entries:
             ct = take(entry[OUT], None)
@@ -66,7 +67,8 @@ class Adjoints:
                     sums[slot] = held
                 else:
                     sums[slot] = held + contribution
-                    owned.add(slot)
+                    if in_place:
+                        owned.add(slot)
 
     def deliver(self) -> None:
         """Add the adjoints of the leaves to their `.grad`."""
@@ -91,26 +93,26 @@ class Adjoints:
             ct = self.sums.get(v._slot)
         return owned_adjoint(ct, v, self.record)
 
-    def __bool__(self) -> bool:
-        return True
-
 
 class AdjointMap:
     """Some adjoints, by Variable: `m[v]` (the reader's own array), `v in m`, `m.get(v, default)`, `len(m)`.
 
-    `values()` gives all of them, also those of Variables that nobody holds any more.
+    A leaf that no adjoint reached has zeros. `values()` gives all that arrived, also those of Variables
+    that nobody holds any more.
     """
+
+    __iter__ = None  # by Variable, and a Variable may be gone
 
     def __init__(self, by_slot: dict[int, Any], record: bool = False) -> None:
         self.by_slot = by_slot
         self._record = record
 
     def __getitem__(self, v: Variable) -> Any:
-        if v not in self:
+        if v not in self and not (isinstance(v, Variable) and v._slot < 0):  # of a leaf it is zero
             raise ArgumentError(
                 "AdjointMap: no adjoint of this Variable arrived here. Ask `v in m` first, or m.get(v)."
             )
-        return owned_adjoint(self.by_slot[v._slot], v, self._record)
+        return owned_adjoint(self.by_slot.get(v._slot), v, self._record)
 
     def __contains__(self, v: object) -> bool:
         return isinstance(v, Variable) and v._slot in self.by_slot
@@ -132,10 +134,23 @@ class AdjointMap:
         return float(np.sqrt(sum(np.sum(np.square(ct, dtype=np.float64)) for ct in self.values())))
 
 
+def variables(values: Any, argument: str) -> list[Variable]:
+    """`values` as a list of Variables, a lone one too, or the error that names `argument`."""
+    listed = (
+        [values] if isinstance(values, Variable) else list(values) if isinstance(values, Iterable) else [None]
+    )
+    if not all(isinstance(v, Variable) for v in listed):
+        raise ArgumentError(
+            f"backward: `{argument}` must be a list of Variables, and {describe(values)} came."
+        )
+    return listed  # type: ignore[return-value]
+
+
 def owned_adjoint(ct: Any, v: Variable, record: bool = False) -> Any:
     """`ct` as the reader's own: in the dtype of `v`, zeros for None; a Variable if the sweep was recorded."""
     if ct is None:
         ct = np.zeros(v.shape, v.dtype)
-    if record and isinstance(ct, Variable):
+    if record:
+        ct = ct if isinstance(ct, Variable) else constant(ct)
         return ct if ct.dtype == v.dtype else ct.astype(v.dtype)  # type: ignore[attr-defined]
     return np.array(ct, dtype=v.dtype)

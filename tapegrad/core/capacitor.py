@@ -7,12 +7,14 @@ entry that computed it is gone. Nothing is recomputed, and nothing is detached.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ArgumentError, EvictedError, GradientStopsWarning, RecordingError, describe
+from .adjoints import variables
 from .entry import Entry
 from .schedule import Schedule, as_schedule
 from .sweep import Joint, Sweep, WindowSegment
@@ -38,7 +40,8 @@ class CapacitorTape(Tape):
     `schedule`: Full(), Sliding(window, stride), Chunked(window); an int is Sliding(int).
     `weights`: a window may span optimizer steps. "recorded" differentiates what ran, with the weights it
     ran with. "current" keeps one copy of the weights and sweeps old activations with today's: an
-    approximation, exact when the learning rate is 0.
+    approximation, exact when the learning rate is 0. That is about arrays of leaves which an op
+    reads directly: what was computed from a weight (`w.T`, `w * mask`) is an activation like any other.
     `joint`: what happens to adjoints at the border between two segments: None passes them, a number
     scales them (0 drops), a callable maps the pending adjoints `{slot: array}` to those that go on.
     """
@@ -57,7 +60,8 @@ class CapacitorTape(Tape):
             )
         self.schedule = as_schedule(schedule)
         self.weights = weights
-        self.joint = joint
+        self.joint = require_joint(joint)
+        self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
         self._warned = False
         self._closed: deque[WindowSegment] = deque()
         self._evicted: deque[tuple[int, int, int]] = deque(maxlen=EVICTIONS_REMEMBERED)
@@ -86,7 +90,7 @@ class CapacitorTape(Tape):
         self._closed.append(segment)
         if self._forget_on_close:
             self._forget_on_close = False
-            self._closed.clear()
+            self._forget_swept()
         self._evict()
 
     def _roll_back(self) -> None:
@@ -105,11 +109,18 @@ class CapacitorTape(Tape):
                     f"and would leave the window of {window} now.\n"
                     f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
                 )
-            self._evicted.append((oldest.index, oldest.first, oldest.end))
-            self._closed.popleft()
-            if self._guard:
-                for entry in oldest.entries:
-                    self._guard.pop(entry[1], None)
+            self._remember(self._closed.popleft())
+
+    def _forget_swept(self) -> None:
+        """Drop every segment but those with a loss that came in after the sweep."""
+        for segment in self._closed:
+            if not segment.losses:
+                self._remember(segment)
+        self._closed = deque(segment for segment in self._closed if segment.losses)
+
+    def _remember(self, dropped: WindowSegment) -> None:
+        """Keep of a dropped segment what an error message needs."""
+        self._evicted.append((dropped.index, dropped.first, dropped.end))
 
     def reset(self) -> None:
         """Forget every segment, pending loss and count. Raises RecordingError while recording."""
@@ -117,7 +128,9 @@ class CapacitorTape(Tape):
             raise RecordingError(f"{self._name}.reset: a segment is open. Call stop() or abort() first.")
         self._closed.clear()
         self._evicted.clear()
+        self._wanted.clear()
         self._count = self._swept_at = 0
+        self._warned = False
         self._open(Segment())
 
     # -- sweeping --------------------------------------------------------------------------------
@@ -138,20 +151,37 @@ class CapacitorTape(Tape):
                 f"  Nest a tg.Tape inside the segment for higher-order gradients there."
             )
         roots, seeds = self._seeded(root, seed)
-        for r, s in zip(roots, seeds, strict=True):
-            self._segment_of(r._slot).losses.append((r._slot, s))
-        newest = self._count + self.recording
-        return self._sweep_window([*roots, *keep]) if self.schedule.due(newest - self._swept_at) else None
+        wanted = [*self._wanted, *roots, *variables(keep, "keep")]
+        handed_in = [(self._segment_of(r._slot), (r._slot, s)) for r, s in zip(roots, seeds, strict=True)]
+        for segment, loss in handed_in:
+            if any(slot == loss[0] for slot, _ in segment.losses):
+                raise ArgumentError(
+                    f"{self._name}.backward: this loss was handed in before, and waits for the next sweep.\n"
+                    f"  Each loss counts once: call tape.sweep() to sweep now."
+                )
+        for segment, loss in handed_in:
+            segment.losses.append(loss)
+        if not self.schedule.due(self._count + self.recording - self._swept_at):
+            self._wanted = wanted
+            return None
+        try:
+            return self._sweep_window(wanted)
+        except BaseException:  # as if it had not been handed in: the call may be repeated
+            for segment, _ in handed_in:
+                segment.losses.pop()
+            raise
 
     def sweep(self, *, keep: Iterable[Variable] = ()) -> Sweep | None:
         """Sweep now whatever is pending; None if nothing is. Call it at a stream's end."""
-        return self._sweep_window(keep) if any(segment.losses for segment in self._window()) else None
+        if not any(segment.losses for segment in self._window()):
+            return None
+        return self._sweep_window([*self._wanted, *variables(keep, "keep")])
 
-    def _sweep_window(self, keep: Iterable[Variable]) -> Sweep:
+    def _sweep_window(self, keep: Sequence[Variable]) -> Sweep:
         sweep, window = Sweep(keep), self._window()
         stopped: list[int] = []
         for segment in window:
-            self._check(segment.entries)
+            segment.check(self._name)
         for segment in reversed(window):
             sweep.enter(segment)
             sweep.sweep(reversed(segment.entries_today()))
@@ -160,9 +190,10 @@ class CapacitorTape(Tape):
         sweep.deliver()
         for segment in window:
             segment.losses.clear()
+        self._wanted = []
         self._swept_at = self._count + self.recording
         if self.schedule.forgets:
-            self._closed.clear()
+            self._forget_swept()
             self._forget_on_close = self.recording
         self._warn_of(stopped)
         return sweep
@@ -193,10 +224,8 @@ class CapacitorTape(Tape):
         return [entry for segment in self._window() for entry in segment.entries_today()]
 
     def _last(self) -> Entry | None:
-        for segment in reversed(self._window()):
-            if segment.entries:
-                return segment.entries[-1]
-        return None
+        newest = self._window()[-1:]
+        return newest[0].entries[-1] if newest and newest[0].entries else None
 
     def _segment_of(self, slot: int) -> WindowSegment:
         """The segment that computed `slot`; for a leaf, the newest."""
@@ -227,3 +256,14 @@ class CapacitorTape(Tape):
                 f"  window is {window}. Call backward within {window} segments of the loss, or raise the window."
             )
         super()._refuse_root(root)
+
+
+def require_joint(joint: Joint) -> Joint:
+    """`joint` if it is None, a finite number or callable."""
+    number = isinstance(joint, (int, float)) and not isinstance(joint, bool) and math.isfinite(joint)
+    if joint is None or number or callable(joint):
+        return joint
+    raise ArgumentError(
+        f"CapacitorTape: `joint` must be None, a finite number, or a function of the pending adjoints, "
+        f"and {describe(joint)} came."
+    )

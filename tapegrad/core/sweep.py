@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
+from ..errors import ArgumentError, ShapeError, describe
 from .adjoints import AdjointMap, Adjoints
-from .entry import Entry
+from .entry import OUT, Entry
 from .tape import Segment
 from .variable import LEAVES, Variable
 
@@ -29,7 +32,7 @@ class WindowSegment(Segment):
         self._leaf_reads: list[tuple[int, int, Variable]] = []
 
     def close(self) -> None:
-        self.end = self.entries[-1][1] if self.entries else self.first
+        self.end = self.entries[-1][OUT] if self.entries else self.first
 
     def drop_leaves(self) -> None:
         """Forget the arrays of leaves (weights="current"), remembering where a sweep has to put today's."""
@@ -96,8 +99,10 @@ class Sweep(Adjoints):
             ct = self.sums.pop(slot)
             if slot < segment.first:
                 pending[slot] = ct
-            elif slot not in self.kept:
+            else:
                 stopped.append(slot)
+                if slot in self.kept:
+                    self.kept[slot] = ct
         self._at_joints.append(AdjointMap(pending))
         self._share(self._at_joints[-1])
         self.sums.update(pending if joint is None else through(joint, pending))
@@ -116,7 +121,17 @@ class Sweep(Adjoints):
 
 
 def through(joint: Joint, pending: Pending) -> Pending:
-    """The adjoints that a joint lets pass."""
-    if callable(joint):
-        return dict(joint(pending))
-    return {slot: ct * joint for slot, ct in pending.items()} if joint else {}
+    """The adjoints that a joint lets pass. A callable gets arrays of its own, to change as it likes."""
+    if not callable(joint):
+        return {slot: ct * joint for slot, ct in pending.items()} if joint else {}
+    passed = joint({slot: np.array(ct) for slot, ct in pending.items()})
+    if not isinstance(passed, dict) or any(slot not in pending for slot in passed):
+        raise ArgumentError(
+            f"joint: it must return a dict of adjoints by slot, of those it was given, and {describe(passed)} came."
+        )
+    for slot, ct in passed.items():
+        if np.shape(ct) != np.shape(pending[slot]):
+            raise ShapeError(
+                f"joint: an adjoint must keep its shape: it was {np.shape(pending[slot])}, and {np.shape(ct)} came back."
+            )
+    return passed

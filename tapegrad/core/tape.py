@@ -10,17 +10,16 @@ import contextlib
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..backend.namespace import namespace
-from ..errors import ArgumentError, RecordingError, ShapeError, describe
-from ..types import ArrayLike
-from .adjoints import Adjoints
-from .entry import DTYPE, ITEM, OUT, SHAPE, SLOTS, Bundle, Entry
+from ..errors import ArgumentError, DtypeError, RecordingError, ShapeError, describe
+from ..types import Array
+from .adjoints import Adjoints, variables
+from .entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
 from .guard import Guarded
 from .primitive import ACTIVE
 from .printout import Names, kept_nbytes, wengert_table
@@ -40,6 +39,12 @@ class Segment:
         self.index = index
         self.first = next_slot()
         self.entries: list[Entry] = []
+        self.guarded: list[Guarded] = []  # one per entry on a guarded tape
+
+    def check(self, tape: str) -> None:
+        """Raise if an array that a guarded entry keeps has been changed."""
+        for entry, guarded in zip(self.entries, self.guarded, strict=False):
+            guarded.check(entry, tape)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -58,7 +63,7 @@ class Step(NamedTuple):
     inputs: tuple[str, ...]
     residuals: dict[str, Any]
     ct: Any
-    contributions: dict[str, Any]
+    contributions: list[tuple[str, Any]]
 
 
 class Tape:
@@ -75,8 +80,10 @@ class Tape:
     of everything kept, so that `backward` can name an array that was changed behind NumPy's back.
     """
 
+    pushforward: Callable[..., Any]  # forward mode over the recording; see pushforward.py
+
     def __init__(self, *, guard: bool = False) -> None:
-        self._guard: dict[int, Guarded] | None = {} if guard else None
+        self._guard = guard
         self._owner: Any = None  # the thread and task that record now
         self._open(Segment())
 
@@ -92,7 +99,8 @@ class Tape:
             )
         self._open(self._new_segment())
         self._owner = current_context()
-        ACTIVE.set((*(ACTIVE.get() or ()), self))
+        active = ACTIVE.get() or ()
+        ACTIVE.set(type(active)((*active, self)))
 
     def stop(self) -> None:
         """End the recording and keep it. Raises RecordingError without a `begin` in this thread and task."""
@@ -112,12 +120,13 @@ class Tape:
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """A context in which this tape records nothing: what is computed there is a constant to it."""
-        before = ACTIVE.get()
-        token = ACTIVE.set(tuple(tape for tape in before or () if tape is not self))
+        active = ACTIVE.get() or ()
+        ACTIVE.set(Paused(tape for tape in active if tape is not self))
         try:
             yield
-        finally:
-            ACTIVE.reset(token)
+        finally:  # others may have begun or stopped meanwhile
+            now = ACTIVE.get() or ()
+            ACTIVE.set((*now, self) if self in active else tuple(now) or None)
 
     def __enter__(self: T) -> T:
         self.begin()  # type: ignore[attr-defined]
@@ -143,7 +152,7 @@ class Tape:
 
     def _open(self, segment: Segment) -> None:
         self._segment = segment
-        self.append = segment.entries.append if self._guard is None else self._append_guarded
+        self.append: Callable[[Entry], None] = self._append_guarded if self._guard else segment.entries.append
 
     def _close(self) -> None:
         """A plain tape keeps its one segment as it is."""
@@ -162,8 +171,10 @@ class Tape:
                 f"{self._name}.{method}: recording was begun in another thread or task, or is paused here.\n"
                 f"  Call {method}() where begin() was called, outside pause()."
             )
-        ACTIVE.set(tuple(tape for tape in active if tape is not self) or None)
+        rest = type(active)(tape for tape in active if tape is not self)
+        ACTIVE.set(rest if rest or isinstance(rest, Paused) else None)
         self._owner = None
+        self.append = ignore  # for a task or thread that inherited this recording and outlives it
 
     # -- sweeping --------------------------------------------------------------------------------
 
@@ -182,7 +193,9 @@ class Tape:
         a root that is not scalar and has no seed, ShapeError for a seed of another shape.
         """
         roots, seeds = self._seeded(root, seed)
-        adjoints = self._sweep(roots, seeds, keep, record)
+        if not record:
+            seeds = [s._array if isinstance(s, Variable) else s for s in seeds]
+        adjoints = self._sweep(roots, seeds, variables(keep, "keep"), record)
         adjoints.deliver()
         return adjoints
 
@@ -192,7 +205,7 @@ class Tape:
         adjoints = Adjoints([*roots, *keep], record=record)
         for root, seed in zip(roots, seeds, strict=True):
             adjoints.add(root._slot, seed)
-        self._check(self._entries())
+        self._segment.check(self._name)
         entries = reversed(self._entries())
         if not record:
             adjoints.sweep(entries)
@@ -213,27 +226,9 @@ class Tape:
                 contributions = list(entry[0].pull(entry, ct))
                 for slot, contribution in contributions:
                     adjoints.add(slot, contribution)
-                shown = {names[slot]: contribution for slot, contribution in contributions}
+                shown = [(names[slot], contribution) for slot, contribution in contributions]
                 kept = entry[0].residuals(entry)
                 yield Step(entry[0].name, names[entry[OUT]], names.inputs(entry), kept, ct, shown)
-
-    def pushforward(self, tangents: Mapping[Variable, ArrayLike], root: Roots = None) -> Any:
-        """The tangent of `root` when leaves move along `tangents`: forward mode over this recording.
-
-        `tangents` maps leaves (or any value that the recording read) to arrays of their shapes. Returns
-        an array of the root's shape, zeros if no tangent reaches it; a list for a list of roots.
-        """
-        roots = self._roots(root)
-        moving: dict[int, Any] = {}
-        for v, t in tangents.items():
-            moving[v._slot] = np.asarray(t, dtype=v.dtype)
-            require_shape(moving[v._slot], v, f"{self._name}.pushforward", "tangent")
-        for entry in self._entries():
-            pushed = push(entry, moving)
-            if pushed is not None:
-                moving[entry[OUT]] = pushed
-        out = [np.array(moving.get(r._slot, np.zeros(r.shape)), dtype=r.dtype) for r in roots]
-        return out if isinstance(root, Sequence) else out[0]
 
     # -- roots -----------------------------------------------------------------------------------
 
@@ -263,6 +258,8 @@ class Tape:
                 )
             return [result(np.empty((), last[DTYPE]), last[OUT])]
         roots = list(root) if isinstance(root, Sequence) else [root]
+        if not roots:
+            raise ArgumentError(f"{self._name}.backward: the list of roots is empty. Give at least one.")
         for r in roots:
             self._require_root(r)
         return roots
@@ -273,7 +270,7 @@ class Tape:
                 f"{self._name}.backward: `root` must be a Variable that was recorded, and {describe(root)} came.\n"
                 f"  Keep the loss as a Variable: float(loss) and loss.value leave the tape."
             )
-        if root._slot < 0 or self._holds(root._slot):
+        if self._holds(root._slot) or (root._slot < 0 and self._entries()):
             return
         self._refuse_root(root)
 
@@ -291,13 +288,15 @@ class Tape:
     def _seeded(self, root: Roots, seed: Any) -> tuple[list[Variable], list[Any]]:
         """The roots, and for each the cotangent that the sweep starts from."""
         roots = self._roots(root)
-        several = isinstance(root, Sequence)
-        given = (
-            list(seed) if several and seed is not None else [seed] * len(roots) if seed is None else [seed]
-        )
+        if not isinstance(root, Sequence):
+            given = [seed]
+        elif seed is None:
+            given = [None] * len(roots)
+        else:
+            given = list(seed) if isinstance(seed, (list, tuple)) else [seed]
         if len(given) != len(roots):
             raise ArgumentError(
-                f"{self._name}.backward: {len(roots)} roots need as many seeds, and {len(given)} came."
+                f"{self._name}.backward: {len(roots)} roots need a list of as many seeds, and {len(given)} came."
             )
         return roots, [self._seed_for(r, s) for r, s in zip(roots, given, strict=True)]
 
@@ -312,19 +311,21 @@ class Tape:
         if isinstance(seed, Variable):
             require_shape(seed, root, f"{self._name}.backward", "seed")
             return seed
-        seed = np.array(seed, dtype=root.dtype)
+        seed = numbers(seed, root.dtype, f"{self._name}.backward", "seed")
         require_shape(seed, root, f"{self._name}.backward", "seed")
         return seed
 
     @contextlib.contextmanager
     def _appending(self) -> Iterator[None]:
         """A scope in which this tape is active, whether or not it is between begin and stop."""
-        active = ACTIVE.get() or ()
+        active, append = ACTIVE.get() or (), self.append
         token = ACTIVE.set(active if self in active else (*active, self))
+        self.append = self._append_guarded if self._guard else self._segment.entries.append
         try:
             yield
         finally:
             ACTIVE.reset(token)
+            self.append = append
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -346,14 +347,8 @@ class Tape:
     # -- guarding --------------------------------------------------------------------------------
 
     def _append_guarded(self, entry: Entry) -> None:
-        assert self._guard is not None
-        self._guard[entry[OUT]] = Guarded.now(entry)
+        self._segment.guarded.append(Guarded.now(entry))
         self._segment.entries.append(entry)
-
-    def _check(self, entries: Iterable[Entry]) -> None:
-        """On a guarded tape, raise if an array that `entries` keep has been changed."""
-        for entry in entries if self._guard else ():
-            self._guard[entry[OUT]].check(entry, self._name)  # type: ignore[index]
 
 
 # -- entries ---------------------------------------------------------------------------------------
@@ -391,53 +386,8 @@ class ByReference:
         ys, cts = (y, ct.parts) if isinstance(ct, Bundle) else ([y], {0: ct})
         sums = tape._sweep([ys[i] for i in cts], list(cts.values()), (), record=True).sums
         slots = self.variant.input_slots(entry)
-        return [(slots[a], sums[slots[a]]) for a in self.variant.live if slots[a] in sums]
-
-
-def push(entry: Entry, tangents: Mapping[int, Any]) -> Any:
-    """The tangent of an entry's output from those of its inputs, or None if none of them moves."""
-    variant = entry[0]
-    if variant is ITEM:
-        whole = tangents.get(entry[SLOTS])
-        return None if whole is None else whole.parts.get(entry[SLOTS + 1])
-    slots = variant.input_slots(entry)
-    if not any(
-        s in tangents for slot in slots.values() for s in (slot if isinstance(slot, tuple) else (slot,))
-    ):
-        return None
-    p, named = variant.primitive, variant.residuals(entry)
-    if (
-        p.kind == "elementwise"
-    ):  # a diagonal Jacobian is its own transpose: the rules push as well as they pull
-        moved = [(a, tangents[slots[a]]) for a in variant.live if slots[a] in tangents]
-        parts = [
-            p.rules[a](np.broadcast_to(t, entry[SHAPE]), *_residuals_of(p.rules[a], named)) for a, t in moved
-        ]
-        return sum(parts[1:], start=parts[0])
-    if p.kind == "linear":
-        t = tangents[slots[p.arguments[0]]]
-        return p.body(namespace(t), t, **{s: named[s] for s in p.statics})
-    return push_by_transposing(entry, tangents)
-
-
-def push_by_transposing(entry: Entry, tangents: Mapping[int, Any]) -> Any:
-    """J t as the gradient of ct -> <Jᵀ ct, t>: a pullback is linear in `ct`, so any ct will do."""
-    revived, shapes = revive(entry), entry[SHAPE]
-    several = bool(shapes) and isinstance(shapes[0], tuple)
-    cts = [Variable(np.zeros(*s)) for s in shapes] if several else [Variable(np.zeros(shapes, entry[DTYPE]))]
-    tape = Tape()
-    with tape:
-        contributions = list(revived[0].pull(revived, Bundle(dict(enumerate(cts))) if several else cts[0]))
-    moved = [
-        (c, tangents[s]) for s, c in contributions if s in tangents and isinstance(c, Variable) and c._slot
-    ]
-    adjoints = tape._sweep([c for c, _ in moved], [t for _, t in moved], (), record=False)
-    return Bundle({i: adjoints[ct] for i, ct in enumerate(cts)}) if several else adjoints[cts[0]]
-
-
-def _residuals_of(rule: Callable[..., Any], named: Mapping[str, Any]) -> list[Any]:
-    code = rule.__code__
-    return [named[n] for n in code.co_varnames[1 : code.co_argcount]]
+        once = dict.fromkeys(slots[a] for a in self.variant.live)  # one value may be given for two arguments
+        return [(slot, sums[slot]) for slot in once if slot in sums]
 
 
 def require_shape(array: Any, v: Variable, where: str, what: str) -> None:
@@ -445,6 +395,27 @@ def require_shape(array: Any, v: Variable, where: str, what: str) -> None:
         raise ShapeError(
             f"{where}: the {what} must have the shape of its Variable.\n  {what}: {array.shape}      Variable: {v.shape}"
         )
+
+
+def numbers(values: Any, dtype: Any, where: str, what: str) -> Array:
+    """`values` as a fresh real array of `dtype`, or the error that says what came."""
+    try:
+        array = np.array(values)
+    except ValueError:
+        array = np.array(None)
+    if array.dtype.kind not in "fiub":
+        raise DtypeError(
+            f"{where}: the {what} must be an array of real numbers, and {describe(values)} came."
+        )
+    return array.astype(dtype)
+
+
+def ignore(entry: Entry) -> None:
+    """Where the entries go of ops that run after the recording has ended."""
+
+
+class Paused(tuple):  # type: ignore[type-arg]
+    """The active tapes while one of them is paused: empty, it means that nothing is wanted, not that nothing began."""
 
 
 def current_context() -> tuple[int, Any]:
