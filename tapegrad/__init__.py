@@ -31,6 +31,7 @@ from .errors import DtypeError as DtypeError
 from .errors import EvictedError as EvictedError
 from .errors import GradientStopsWarning as GradientStopsWarning
 from .errors import NonFiniteError as NonFiniteError
+from .errors import OutOfRangeError as OutOfRangeError
 from .errors import RecordingError as RecordingError
 from .errors import ShapeError as ShapeError
 from .errors import TapegradError as TapegradError

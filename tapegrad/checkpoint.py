@@ -17,22 +17,28 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 
     The file appears complete: it is written beside its place, flushed to disk and then renamed.
     """
-    import tempfile  # here: 3 ms of `import tapegrad`
+    import tempfile  # here: these are 5 ms of `import tapegrad`
+    import zipfile
 
     path = os.fspath(path)
-    converted = {name: np.asarray(value) for name, value in arrays.items()}
+    converted = {str(name): np.asanyarray(value) for name, value in arrays.items()}
     for name, array in converted.items():
         if array.dtype.hasobject:
-            raise ArgumentError(
-                f"save: `{name}` is not an array of numbers or text, but {type(arrays[name]).__name__}."
-            )
-    folder = os.path.dirname(path) or "."
-    handle, draft = tempfile.mkstemp(dir=folder, suffix=".part")
+            raise ArgumentError(f"save: `{name}` is not an array of numbers or text, and cannot be stored.")
+    try:
+        handle, draft = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".part")
+    except OSError as error:
+        raise ArgumentError(f"save: `path` cannot be written: {error}.") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **converted)  # type: ignore[arg-type]
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in converted.items():
+                    with archive.open(name + ".npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))
+        os.chmod(draft, 0o666 & ~mask)  # a temporary file is its owner's alone
         os.replace(draft, path)
     except BaseException:
         os.unlink(draft)

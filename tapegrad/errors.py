@@ -21,6 +21,10 @@ class ShapeError(ArgumentError):
     """Arrays whose shapes do not fit together."""
 
 
+class OutOfRangeError(ShapeError, IndexError):
+    """An index or an axis that an array does not have."""
+
+
 class DtypeError(TapegradError, TypeError):
     """An array of a type that cannot be differentiated or used here."""
 

@@ -646,3 +646,132 @@ def test_an_evicted_segment_is_freed_at_once_without_the_collector():
         assert kept() is None
     finally:
         gc.enable()
+
+
+# -- traps -----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_handed_in_after_its_chunk_was_swept_is_not_lost():
+    w, tape = tg.Parameter(np.array(1.0)), tg.CapacitorTape(tg.Chunked(1))
+    with tape:
+        tape.backward(w * 2.0)
+        tape.backward(w * 5.0)
+    assert w.grad == 2
+    assert tape.sweep().losses == 1
+    assert w.grad == 7
+
+
+def test_a_joint_may_work_in_place_without_touching_anything_else():
+    def run(joint):
+        w = tg.Parameter(np.array([1.0, 2.0]))
+        tape = tg.CapacitorTape(3, joint=joint)
+        with tape:
+            a, b = w * 2.0, w * 3.0
+        with tape:
+            loss = tg.sum(a + b)  # one array is the adjoint of both
+        sweep = tape.backward(loss)
+        return sweep.gradients[w].tolist(), sweep.joint_norms
+
+    def in_place(pending):
+        for slot in pending:
+            pending[slot] *= 0.5
+        return pending
+
+    assert run(in_place) == run(lambda pending: {s: ct * 0.5 for s, ct in pending.items()})
+    assert run(in_place) == ([2.5, 2.5], [2.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("joint", "message"),
+    [
+        (lambda pending: None, "joint: it must return a dict of adjoints by slot"),
+        (lambda pending: {**pending, 10**9: np.ones(())}, "joint: it must return a dict of adjoints by slot"),
+        (
+            lambda pending: dict.fromkeys(pending, np.ones(5)),
+            r"joint: an adjoint must keep its shape: it was \(\), and \(5,\)",
+        ),
+    ],
+)
+def test_a_joint_that_returns_nonsense_is_named(joint, message):
+    with pytest.raises(tg.ArgumentError, match=message):
+        powers(3, 3, joint=joint)
+
+
+@pytest.mark.parametrize("joint", ["half", [1.0], True, float("nan"), np.ones(2)])
+def test_a_joint_that_makes_no_sense_is_refused_at_once(joint):
+    with pytest.raises(tg.ArgumentError, match="`joint` must be None, a finite number, or a function"):
+        tg.CapacitorTape(3, joint=joint)
+
+
+def test_the_adjoint_of_a_value_from_between_segments_can_be_kept_and_still_warns():
+    w, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(5)
+    with tape:
+        x = w * 1.0
+    y = x * 3.0
+    with tape:
+        z = y * w
+    with pytest.warns(tg.GradientStopsWarning):
+        sweep = tape.backward(z, keep=[y])
+    assert sweep[y] == 2
+
+
+def test_a_sweep_keeps_all_its_losses_and_what_earlier_calls_asked_for():
+    w, x, tape, seen = (
+        tg.Parameter(np.array(2.0)),
+        np.array(1.0),
+        tg.CapacitorTape(tg.Sliding(4, stride=3)),
+        [],
+    )
+    for _ in range(3):
+        with tape:
+            state = w * x
+            loss = state * 10.0
+        seen.append((state, loss))
+        x = state
+        sweep = tape.backward(loss, keep=[state])
+    assert [float(sweep[loss]) for _, loss in seen] == [1, 1, 1]
+    assert [float(sweep[state]) for state, _ in seen] == [10 + 20 + 40, 10 + 20, 10]
+
+
+def test_without_a_root_the_newest_segment_must_hold_it():
+    w, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(3)
+    with tape:
+        w * w
+    assert tape.backward().gradients[w] == 4
+    with tape:
+        pass
+    with pytest.raises(tg.RecordingError, match="nothing was recorded"):
+        tape.backward()
+    assert w.grad == 4
+
+
+def test_a_leaf_is_no_root_of_an_empty_window():
+    with pytest.raises(tg.RecordingError, match="nothing was recorded"):
+        tg.CapacitorTape(2).backward(tg.Variable(1.0))
+
+
+def test_a_loss_of_a_forgotten_chunk_is_named_with_its_segment():
+    w, tape, losses = tg.Parameter(np.array(2.0)), tg.CapacitorTape(tg.Chunked(2)), []
+    for _ in range(3):
+        with tape:
+            losses.append(w * 1.0)
+        tape.backward(losses[-1])
+    with pytest.raises(tg.EvictedError, match="recorded in segment 1, and the oldest segment kept is 3"):
+        tape.backward(losses[0])
+
+
+def test_a_numpy_integer_is_a_window():
+    assert tg.CapacitorTape(np.int64(3)).schedule == tg.Sliding(3)
+    assert tg.Sliding(np.int32(4), stride=np.int64(2)).window == 4
+
+
+def test_gradients_by_leaf_are_zero_where_nothing_arrived():
+    w, other, tape = tg.Parameter(np.ones(2)), tg.Parameter(np.ones(3)), tg.CapacitorTape(2)
+    with tape:
+        loss = tg.sum(w)
+    gradients = tape.backward(loss).gradients
+    assert (w in gradients, other in gradients, len(gradients)) == (True, False, 1)
+    np.testing.assert_array_equal(gradients[other], np.zeros(3))
+    assert gradients.get(other) is None
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(gradients)

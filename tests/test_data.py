@@ -75,7 +75,9 @@ def test_what_is_saved_comes_back(tmp_path):
 def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "model.npz"
     tg.save(path, {"a": np.ones(3)})
-    with pytest.raises(tg.ArgumentError, match="save: `b` is not an array of numbers or text, but function"):
+    with pytest.raises(
+        tg.ArgumentError, match="save: `b` is not an array of numbers or text, and cannot be stored"
+    ):
         tg.save(path, {"a": np.zeros(3), "b": test_a_save_that_fails_leaves_the_old_file_and_no_other})
 
     def fail(*_):
@@ -99,3 +101,17 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
         tg.load(path)
     with pytest.raises(tg.ArgumentError, match="is not a file that save"):
         tg.load(tmp_path / "missing.npz")
+
+
+def test_any_name_is_saved_and_the_file_can_be_read_by_others(tmp_path):
+    path = tmp_path / "odd.npz"
+    tg.save(path, {"file": np.ones(1), "allow_pickle": np.zeros(2), 3: np.ones(3)})
+    assert {name: a.shape for name, a in tg.load(path).items()} == {
+        "file": (1,),
+        "allow_pickle": (2,),
+        "3": (3,),
+    }
+    os.umask(mask := os.umask(0))
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    with pytest.raises(tg.ArgumentError, match="save: `path` cannot be written"):
+        tg.save(tmp_path / "no folder" / "x.npz", {"a": np.ones(1)})

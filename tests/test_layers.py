@@ -15,7 +15,7 @@ ORDER = [
     ["backend.namespace"],
     ["kernels", "kernels.reference", "kernels.cpu"],
     [
-        "core.variable", "core.entry", "core.generate", "core.primitive", "core.adjoints", "core.printout",
+        "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
         "core.guard", "core.tape", "core.pushforward", "core.schedule", "core.sweep", "core.capacitor",
     ],
     [

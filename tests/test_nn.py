@@ -254,3 +254,36 @@ def test_integer_parameters_are_refused():
         tg.DtypeError, match="Parameter: a differentiated value must be real floating point, and int64"
     ):
         tg.Parameter(np.arange(3))
+
+
+def test_the_vector_follows_its_members_wherever_it_is_read():
+    lin = nn.Linear(2, 2, bias=False, dtype=np.float64)
+    params, _ = lin.parameters(flat=True)
+    lin.weight.value = np.full((2, 2), 7.0)
+    assert tg.sum(params).item() == 28
+    assert "7., 7." in repr(params)
+    optim.SGD([lin.weight], 1.0).step()
+    assert tg.sum(params).item() == 28
+    with pytest.raises(tg.ShapeError, match="grad"):
+        lin.weight.grad = np.ones(3)
+
+
+def test_a_state_with_something_else_than_numbers_changes_nothing():
+    lin = nn.Linear(2, 2)
+    before = lin.state_dict()
+    for bad in (None, "text", np.ones(2) * 1j):
+        with pytest.raises(tg.DtypeError, match="load_state_dict: bias"):
+            lin.load_state_dict({"weight": np.zeros((2, 2)), "bias": bad})
+        np.testing.assert_array_equal(lin.weight.value, before["weight"])
+
+
+def test_modules_that_know_their_parent_can_be_walked():
+    parent, child = nn.Module(), nn.Linear(2, 2)
+    parent.child, child.parent = child, parent
+    assert [name for name, _ in parent.named_parameters()] == ["child.weight", "child.bias"]
+
+
+@pytest.mark.parametrize("sizes", [(-1, 4), (2.5, 4), (3, 0)])
+def test_cells_have_sizes_of_at_least_1(sizes):
+    with pytest.raises(tg.ArgumentError, match="GRUCell: `n_.*` must be a whole number of at least 1"):
+        nn.GRUCell(*sizes)

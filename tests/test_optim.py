@@ -172,3 +172,49 @@ def test_clipping_by_value():
 def test_settings_that_make_no_sense_are_refused(make, message):
     with pytest.raises(tg.ArgumentError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: optim.SGD(p, 0.1), lambda p: optim.SGD(p, 0.1, 0.9), lambda p: optim.Adam(p, 0.1)]
+)
+def test_a_numpy_learning_rate_widens_nothing_and_scalars_are_parameters_too(make):
+    for value in (np.ones(3, np.float32), np.float32(1.0)):
+        p = tg.Parameter(value)
+        optimizer = make([p])
+        for _ in range(2):
+            p.grad = np.full(p.shape, 0.5)
+            optimizer.lr = np.float64(0.05)
+            optimizer.step()
+        assert p.dtype == np.float32
+        assert p.shape == np.shape(value)
+        assert p.value.max() < 1
+
+
+def test_a_parameter_is_listed_once():
+    lin = tg.nn.Linear(2, 2)
+    flat, _ = lin.parameters(flat=True)
+    with pytest.raises(tg.ArgumentError, match="holds a Parameter twice"):
+        optim.SGD([lin.weight, lin.weight], 0.1)
+    with pytest.raises(tg.ArgumentError, match="holds a vector and weight, which is a piece of it"):
+        optim.SGD([flat, lin.weight], 0.1)
+    p = parameter(grad=(3.0, 4.0))
+    optim.clip_by_norm([p, p], 2.5)
+    np.testing.assert_allclose(p.grad, [1.5, 2.0])
+
+
+def test_a_state_of_other_shapes_is_refused():
+    one, two = optim.SGD([parameter()], 0.1, 0.9), optim.SGD([tg.Parameter(np.ones(3))], 0.1, 0.9)
+    one.step()
+    with pytest.raises(tg.ShapeError, match="`0.velocity` is float64"):
+        two.load_state_dict(one.state_dict())
+
+
+def test_the_state_of_an_optimizer_can_be_saved(tmp_path):
+    p = parameter()
+    optimizer = optim.Adam([p], 0.1)
+    optimizer.step()
+    tg.save(tmp_path / "adam.npz", optimizer.state_dict())
+    other = optim.Adam([p], 0.5)
+    other.load_state_dict(tg.load(tmp_path / "adam.npz"))
+    assert (other.steps, other.lr) == (1, 0.1)
+    np.testing.assert_array_equal(other.state[0]["mean"], optimizer.state[0]["mean"])

@@ -12,6 +12,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad import nn
+from tapegrad.core.primitive import Primitive
 
 
 def scalar(value=2.0):
@@ -758,3 +759,251 @@ def test_nonsense_is_refused_in_words(call, error, message):
         call(tg.Variable(np.ones((2, 3))))
     assert message in str(caught.value)
     assert isinstance(caught.value, tg.TapegradError)
+
+
+# -- traps -----------------------------------------------------------------------------------------------
+
+
+def test_one_value_given_twice_to_a_fused_op_counts_twice_and_not_four_times():
+    rng = np.random.default_rng(0)
+    x, b = rng.standard_normal((2, 3)), np.zeros(12)
+    h, w = tg.Variable(rng.standard_normal((2, 3))), tg.Variable(rng.standard_normal((3, 12)))
+    tape = tg.Tape()
+    with tape:
+        out, _ = tg.lstm_step(x, h, h, w, w, b)
+        y = tg.sum(out * out)
+    raw, recorded = tape.backward(y), tape.backward(y, record=True)
+    for v in (h, w):
+        np.testing.assert_allclose(recorded[v].value, raw[v], rtol=1e-12)
+        t = rng.standard_normal(v.shape)
+        np.testing.assert_allclose(tape.pushforward({v: t}, y), np.sum(raw[v] * t), rtol=1e-12)
+
+
+FACTOR = {"k": 2.0}
+
+
+def rules_that_are_more_than_operators():
+    factor = 5.0
+
+    def flipped(xp, a, *, flip):
+        return xp.negative(a) if flip else xp.positive(a)
+
+    yield flipped, lambda ct, flip: -ct if flip else ct, {"flip": False}, 1.0
+    yield flipped, lambda ct, flip: -ct if flip else ct, {"flip": True}, -1.0
+
+    def tripled(xp, a):
+        return a * 3.0
+
+    yield tripled, lambda ct: ct * np.float64(3), {}, 3.0
+    yield tripled, lambda ct: ct * FACTOR["k"], {}, 2.0
+    yield tripled, lambda ct: ct * factor, {}, 5.0
+    yield tripled, lambda ct: ct * 3, {}, 3.0
+
+
+@pytest.mark.parametrize(("body", "rule", "statics", "expected"), list(rules_that_are_more_than_operators()))
+def test_a_rule_with_a_branch_a_global_or_a_closure_is_called_and_not_written_out(
+    body, rule, statics, expected
+):
+    op = Primitive(body, {"a": rule}, kind="elementwise").function
+    v, tape = tg.Variable(np.ones(2)), tg.Tape()
+    with tape:
+        y = op(v, **statics)
+    tape.backward(y, np.ones(2))
+    np.testing.assert_array_equal(v.grad, np.full(2, expected))
+    if body.__name__ == "flipped":  # the other way, through the same pull
+        with tape:
+            y = op(v, flip=not statics["flip"])
+        np.testing.assert_array_equal(tape.backward(y, np.ones(2))[v], np.full(2, -expected))
+
+
+@pytest.mark.parametrize("name", ["out", "y", "keep", "body", "active", "tapes", "_x"])
+def test_names_that_generated_code_uses_are_refused(name):
+    space = {}
+    exec(f"def op(xp, a, *, {name}): return a", space)
+    with pytest.raises(TypeError, match=f"`{name}` is a name that the generated code uses"):
+        Primitive(space["op"], {"a": lambda ct: ct})
+
+
+def test_a_rule_that_returns_another_shape_is_named_and_no_grad_is_spoilt():
+    def twice(xp, a):
+        return a + a
+
+    op = Primitive(twice, {"a": lambda ct: tg.sum(ct)}).function
+    v, tape = tg.Variable(np.ones(3), name="v"), tg.Tape()
+    with tape:
+        y = op(v)
+    with pytest.raises(
+        tg.ShapeError, match=r"the gradient of v came out as float64 \(\), and its value is float64 \(3,\)"
+    ):
+        tape.backward(y, np.ones(3))
+    assert v.grad is None
+
+
+def test_a_recorded_sweep_adds_plain_and_recorded_contributions():
+    v, tape = scalar(3.0), tg.Tape()
+    with tape:
+        y = v * v + (v * 2.0 + v * 3.0)
+    slope = tape.backward(y, record=True)[v]
+    assert slope.item() == 11
+    assert tape.backward(slope)[v] == 2
+
+
+def test_a_constant_gradient_of_a_recorded_sweep_is_a_variable_too():
+    v, tape = scalar(3.0), tg.Tape()
+    with tape:
+        y = v * 2.0
+    assert isinstance(tape.backward(y, record=True)[v], tg.Variable)
+
+
+def test_tapes_begun_and_stopped_inside_a_pause_are_left_as_they_are():
+    a, b, v = tg.Tape(), tg.Tape(), scalar()
+    a.begin()
+    with a.pause():
+        b.begin()
+    v * v
+    b.stop()
+    a.stop()
+    assert (len(a), len(b)) == (1, 1)
+    a.begin()
+    b.begin()
+    with a.pause():
+        b.stop()
+        v * v
+    v * v
+    a.stop()
+    assert (len(a), len(b)) == (1, 0)
+    v * v
+    assert (len(a), len(b)) == (1, 0)
+
+
+def test_a_task_that_outlives_the_recording_adds_nothing_to_it():
+    async def main():
+        v, tape, go = scalar(), tg.Tape(), asyncio.Event()
+
+        async def child():
+            await go.wait()
+            return v * v
+
+        with tape:
+            task = asyncio.create_task(child())
+            y = v * 2.0
+        go.set()
+        await task
+        assert len(tape) == 1
+        tape.backward(y)
+
+    asyncio.run(main())
+
+
+def test_a_seed_that_is_a_variable_is_taken_as_an_array_unless_the_sweep_is_recorded():
+    v, outer, inner = scalar(3.0), tg.Tape(), tg.Tape()
+    with outer:
+        with inner:
+            y = v * v + v
+        inner.backward(y, tg.Variable(2.0))
+    assert v.grad == 14
+
+
+def test_a_guarded_tape_forgets_with_its_recording():
+    v, tape = scalar(), tg.Tape(guard=True)
+    for _ in range(3):
+        with tape:
+            v * v
+    assert len(tape._segment.guarded) == 1
+
+
+def test_iterating_over_a_variable_records_one_op_and_its_items():
+    v, tape = tg.Variable(np.arange(6.0).reshape(3, 2)), tg.Tape()
+    with tape:
+        y = sum(tg.sum(row * row) for row in v)
+    assert [e[0].name for e in tape._segment.entries[:4]] == ["unstack", "item", "item", "item"]
+    tape.backward(y)
+    np.testing.assert_array_equal(v.grad, 2 * v.value)
+    assert list(tg.Variable(np.zeros((0, 2)))) == []
+
+
+@pytest.mark.parametrize("reduce", [tg.max, tg.min])
+def test_extremes_of_scalars_and_of_empty_batches(reduce):
+    v, empty, tape = scalar(3.0), tg.Variable(np.zeros((0, 3))), tg.Tape()
+    with tape:
+        y = reduce(v)
+        none = reduce(empty, axis=1)
+    tape.backward([y, none], [np.float64(2.0), np.zeros(0)])
+    assert v.grad == 2
+    assert empty.grad.shape == (0, 3)
+
+
+def test_two_leaves_of_one_name_are_told_apart():
+    a, b, tape = tg.Variable(1.0, name="w"), tg.Variable(2.0, name="w"), tg.Tape()
+    with tape:
+        a * b
+    assert "multiply(w, w')" in str(tape)
+
+
+def test_scalars_that_are_kept_are_shown():
+    v, tape = scalar(), tg.Tape()
+    with tape:
+        np.tanh(v)
+    assert "keeps y" in str(tape)
+    assert tape.nbytes == 8
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda t, v, y: t.backward(y, keep=np.ones(2)),
+            tg.ArgumentError,
+            "`keep` must be a list of Variables",
+        ),
+        (lambda t, v, y: t.backward(y, keep=None), tg.ArgumentError, "`keep` must be a list of Variables"),
+        (lambda t, v, y: t.backward([]), tg.ArgumentError, "the list of roots is empty"),
+        (lambda t, v, y: t.backward([y], seed=1.0), None, ""),
+        (
+            lambda t, v, y: t.backward(y, seed="abc"),
+            tg.DtypeError,
+            "the seed must be an array of real numbers",
+        ),
+        (lambda t, v, y: t.backward(y, seed=[[1.0], [1.0, 2.0]]), tg.DtypeError, "the seed must be an array"),
+        (
+            lambda t, v, y: t.pushforward({tg.constant(1.0): 1.0}, y),
+            tg.ArgumentError,
+            "must map leaves to arrays",
+        ),
+        (lambda t, v, y: t.pushforward({"v": 1.0}, y), tg.ArgumentError, "must map leaves to arrays"),
+        (lambda t, v, y: v.astype(int), tg.DtypeError, "`dtype` must be floating point"),
+        (lambda t, v, y: tg.concat([v[None], v[None]], axis=None), tg.ShapeError, "`axis` must be a number"),
+        (lambda t, v, y: tg.unstack(v), tg.ShapeError, "unstack: `a` has nothing to take apart"),
+        (lambda t, v, y: tg.split(v[None], 0), tg.ShapeError, "split: "),
+        (lambda t, v, y: tg.Variable([[1.0], [1.0, 2.0]]), tg.DtypeError, "must be real floating point"),
+        (
+            lambda t, v, y: setattr(v, "value", None),
+            tg.DtypeError,
+            "value: a differentiated value must be real",
+        ),
+        (
+            lambda t, v, y: setattr(v, "value", "1.5"),
+            tg.DtypeError,
+            "value: a differentiated value must be real",
+        ),
+        (
+            lambda t, v, y: setattr(v, "value", 1j),
+            tg.DtypeError,
+            "value: a differentiated value must be real",
+        ),
+        (lambda t, v, y: v[None][5], IndexError, "getitem: index 5 is out of bounds"),
+    ],
+)
+def test_more_nonsense_is_refused_in_words(call, error, message):
+    v, tape = scalar(), tg.Tape()
+    with tape:
+        y = v * v
+        if error is None:
+            call(tape, v, y)
+            return
+        with pytest.raises(error) as caught:
+            call(tape, v, y)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, tg.TapegradError)
+    assert v.grad is None
+    assert v.item() == 2

@@ -152,5 +152,5 @@ def owned_adjoint(ct: Any, v: Variable, record: bool = False) -> Any:
         ct = np.zeros(v.shape, v.dtype)
     if record:
         ct = ct if isinstance(ct, Variable) else constant(ct)
-        return ct if ct.dtype == v.dtype else ct.astype(v.dtype)  # type: ignore[attr-defined]
+        return ct if ct.dtype == v.dtype else ct.astype(v.dtype)
     return np.array(ct, dtype=v.dtype)

@@ -8,20 +8,26 @@ applies the rules. Source and not closures, for two reasons: a frame saved is 0.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from ..backend.namespace import namespace
-from ..errors import DtypeError, ShapeError, TapegradError, describe
+from ..errors import DtypeError, OutOfRangeError, ShapeError, TapegradError, describe
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
 ATOMS = frozenset(
     {int, float, bool, str, slice, type(None), type(Ellipsis)}
 )  # parts of axes, shapes, indices
-FAILURES = (ValueError, TypeError, IndexError)  # what NumPy raises for operands that do not fit
+FAILURES = (
+    ValueError,
+    TypeError,
+    IndexError,
+    ZeroDivisionError,
+)  # what NumPy raises for operands that do not fit
 
 
 def residual_names(rule: Callable[..., Any] | None) -> tuple[str, ...]:
@@ -135,9 +141,9 @@ def record_source(p: Any, variants: dict[str, Any]) -> list[str]:
         lines, names = [], []
     if p.outputs:
         count = "" if isinstance(p.outputs, str) else f"[:{len(p.outputs)}]"
-        lines += [f"shape = tuple([(v.shape, v.dtype) for v in values{count}])", "dtype = None"]
+        lines += [f"y_shape = tuple([(v.shape, v.dtype) for v in values{count}])", "y_dtype = None"]
     else:
-        lines.append("dtype = y.dtype")
+        lines.append("y_dtype = y.dtype")
     if nests(p):
         lines += nested_entries(p, variants, p.differentiable, ())
     else:
@@ -145,7 +151,7 @@ def record_source(p: Any, variants: dict[str, Any]) -> list[str]:
             f"*([{a!r}] if {f'any({a}_slot)' if a == p.variadic else f'{a}_slot'} else [])"
             for a in p.differentiable
         )
-        lines += [] if p.outputs else ["shape = y.shape"]
+        lines += [] if p.outputs else ["y_shape = y.shape"]
         lines.append(f"variant = primitive.variant(({live},))")
         lines.append("kept = variant.kept")
         order = p.variant(p.differentiable).layout
@@ -175,15 +181,15 @@ def nested_entries(
         return entry_source(name, p, [field(p, n, live) for n in variant.layout], live)
 
     if p.kind != "elementwise" or len(p.arguments) == 1:
-        return ["shape = y.shape", entry(False)]
+        return ["y_shape = y.shape", entry(False)]
     one, *others = live
     if others and live == p.arguments:  # equal shapes of all inputs are the output's: one comparison does
-        shape, same = f"{one}_value.shape", " and ".join(f"{a}_value.shape == shape" for a in others)
+        shape, same = f"{one}_value.shape", " and ".join(f"{a}_value.shape == y_shape" for a in others)
     else:
-        shape, same = "y.shape", " and ".join(f"{a}_value.shape == shape" for a in live)
-    otherwise = ["    shape = y.shape"] if shape != "y.shape" else []
+        shape, same = "y.shape", " and ".join(f"{a}_value.shape == y_shape" for a in live)
+    otherwise = ["    y_shape = y.shape"] if shape != "y.shape" else []
     return [
-        f"shape = {shape}",
+        f"y_shape = {shape}",
         f"if {same}:",
         "    " + entry(False),
         "else:",
@@ -194,7 +200,7 @@ def nested_entries(
 
 def entry_source(variant: str, p: Any, fields: list[str], live: tuple[str, ...] | None = None) -> str:
     slots = [f"{a}_slot" if live is None or a in live else "0" for a in p.differentiable]
-    return f"entry = ({', '.join([variant, 'out', 'shape', 'dtype', *slots, *fields])})"
+    return f"entry = ({', '.join([variant, 'out', 'y_shape', 'y_dtype', *slots, *fields])})"
 
 
 def field(p: Any, name: str, live: tuple[str, ...] | None) -> str:
@@ -249,11 +255,34 @@ def pull_source(v: Any) -> str:
 def inlined(rule: Callable[..., Any], name: str) -> str:
     """The expression that a rule made of operators alone computes, else a call of it; saves 0.06 µs a rule."""
     names = ["ct", *residual_names(rule)]
+    if not straight(rule):
+        return f"{name}({', '.join(names)})"
     try:
         y = rule(*(Symbol(n) for n in names))
     except Exception:  # it calls ops, indexes, or asks for a shape
         y = None
     return y.source if isinstance(y, Symbol) else f"{name}({', '.join(names)})"
+
+
+def straight(rule: Callable[..., Any]) -> bool:
+    """Whether a rule only applies operators to its parameters and to numbers: no branch, no global, no closure."""
+    from dis import get_instructions  # here: most of a millisecond that importing need not pay
+
+    plain = (
+        "LOAD_FAST",
+        "LOAD_CONST",
+        "LOAD_SMALL",
+        "BINARY",
+        "UNARY_NEG",
+        "RETURN",
+        "RESUME",
+        "NOP",
+        "CACHE",
+    )
+    numbers = all(
+        c is None or (type(c) in (int, float) and math.isfinite(c)) for c in rule.__code__.co_consts[1:]
+    )
+    return numbers and all(i.opname.startswith(plain) for i in get_instructions(rule))
 
 
 class Symbol:
@@ -347,6 +376,9 @@ def unrecorded(y: Any, tapes: Any, slots: tuple[Any, ...], p: Any) -> Any:
     tape, so that a sweep which meets it can say that a gradient stops there.
     """
     flat = itertools.chain(*(s if isinstance(s, tuple) else (s,) for s in slots))
+    for array in y if isinstance(y, tuple) else (y,):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False  # a recording that keeps it need not copy it
     slot = next_slot() if tapes is None and any(s > 0 for s in flat) else 0
     if not p.outputs:
         return result(y[0] if p.hidden else y, slot)
@@ -364,7 +396,8 @@ def explain(p: Any, error: Exception, bound: dict[str, Any]) -> None:
         for a in bound
     )
     headline, *advice = (p.diagnose(**bound) if p.diagnose else str(error)).splitlines() or [repr(error)]
-    kind = DtypeError if isinstance(error, TypeError) else ShapeError
+    kinds = {TypeError: DtypeError, IndexError: OutOfRangeError}
+    kind = next((ours for theirs, ours in kinds.items() if isinstance(error, theirs)), ShapeError)
     raise kind("\n  ".join([f"{p.name}: {headline}", shown, *advice])) from error
 
 
@@ -377,4 +410,10 @@ RUNTIME = {
     "numpy": np, "ndarray": np.ndarray, "namespace": namespace, "numbers": PYTHON_NUMBERS, "failures": FAILURES,
     "lift": lift, "lift_constant": lift_constant, "lift_sequence": lift_sequence, "keep": keep,
     "plain": plain, "constant": constant, "unrecorded": unrecorded, "explain": explain,
+}  # fmt: skip
+
+# What an argument or a static may not be called: it would hide what generated code means by it.
+RESERVED = frozenset(RUNTIME) | {
+    "ct", "y", "out", "y_shape", "y_dtype", "entry", "variant", "kept", "made", "tape", "tapes", "values", "error",
+    "active", "primitive", "body", "ufunc", "record_outputs", "joint", "outputs", "unbroadcast", "live_ones", "generate",
 }  # fmt: skip

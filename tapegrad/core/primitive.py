@@ -23,19 +23,15 @@ The op's code is generated from the declaration, see `generate.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from ..types import Shape
 from . import generate
-from .entry import OUT, SLOTS, Entry, Recorder, record_outputs
+from .active import ACTIVE
+from .entry import OUT, SLOTS, Entry, record_outputs
 from .generate import residual_names
-
-# The tapes that record now. An immutable tuple: a thread or task that inherits it cannot change it
-# for others. None: no tape was begun. Empty: recording is paused.
-ACTIVE: ContextVar[tuple[Recorder, ...] | None] = ContextVar("active tapes", default=None)
 
 REGISTRY: dict[str, Primitive] = {}
 
@@ -110,6 +106,13 @@ class Primitive:
         known = {*self.arguments, *self.statics, *self.hidden, *(f"{a}_shape" for a in self.arguments)}
         if self.reference is not None or not self.outputs:
             known |= set(self.outputs or ["y"])
+        for name in (*self.arguments, *self.statics):
+            if name in generate.RESERVED or name.startswith("_"):
+                raise TypeError(
+                    f"{self.name}: `{name}` is a name that the generated code uses. Choose another."
+                )
+        if self.body.__defaults__:
+            raise TypeError(f"{self.name}: an argument has no default. Statics, which may, come after a `*`.")
         for name in self.rules:
             if name not in self.arguments:
                 raise TypeError(

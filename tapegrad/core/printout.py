@@ -49,6 +49,8 @@ class Names:
         if slot not in self._names:
             leaf = LEAVES.get(slot)
             named = leaf.name if leaf is not None else None
+            while named and named in self._names.values():
+                named += "'"
             self._names[slot] = named or f"v{next(self._numbers)}"
         return self._names[slot]
 
@@ -68,7 +70,9 @@ class Names:
 
 def holds_array(value: Any) -> bool:
     """Whether a residual is an array, or a sequence with one; statics and shapes are not."""
-    return isinstance(value, np.ndarray) or (isinstance(value, tuple) and any(holds_array(v) for v in value))
+    return isinstance(value, (np.ndarray, np.generic)) or (
+        isinstance(value, tuple) and any(holds_array(v) for v in value)
+    )
 
 
 def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
@@ -76,8 +80,8 @@ def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
     for entry in entries:
         for value in entry[SLOTS:]:
             for item in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(item, np.ndarray):
-                    yield item
+                if isinstance(item, (np.ndarray, np.generic)):
+                    yield item  # type: ignore[misc]
 
 
 def kept_nbytes(entries: Iterable[Entry]) -> int:

@@ -10,6 +10,7 @@ A schedule answers three questions and holds no state of the loop:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import ClassVar
 
 from ..errors import ArgumentError, describe
@@ -79,15 +80,15 @@ def as_schedule(schedule: Schedule | int) -> Schedule:
     """`schedule`, where an int h means Sliding(h)."""
     if isinstance(schedule, Schedule):
         return schedule
-    if isinstance(schedule, bool) or not isinstance(schedule, int):
+    if isinstance(schedule, bool) or not isinstance(schedule, Integral):
         raise ArgumentError(
             f"CapacitorTape: `schedule` must be a number of segments or a schedule, and {describe(schedule)} came.\n"
             f"  Write CapacitorTape(20), or CapacitorTape(tg.Sliding(20, stride=5))."
         )
-    return Sliding(schedule)
+    return Sliding(int(schedule))
 
 
 def require_count(where: str, name: str, count: object) -> None:
     """Raise unless `count` is an int of at least 1."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise ArgumentError(f"{where}: `{name}` must be a whole number of at least 1, and {count!r} came.")

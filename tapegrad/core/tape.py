@@ -7,8 +7,6 @@ the entries last to first, handing each pullback the cotangent of its output.
 from __future__ import annotations
 
 import contextlib
-import sys
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
@@ -18,10 +16,10 @@ import numpy as np
 
 from ..errors import ArgumentError, DtypeError, RecordingError, ShapeError, describe
 from ..types import Array
+from .active import ACTIVE, Paused, current_context, ignore
 from .adjoints import Adjoints, variables
 from .entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
 from .guard import Guarded
-from .primitive import ACTIVE
 from .printout import Names, kept_nbytes, wengert_table
 from .variable import Variable, next_slot, result
 
@@ -408,21 +406,3 @@ def numbers(values: Any, dtype: Any, where: str, what: str) -> Array:
             f"{where}: the {what} must be an array of real numbers, and {describe(values)} came."
         )
     return array.astype(dtype)
-
-
-def ignore(entry: Entry) -> None:
-    """Where the entries go of ops that run after the recording has ended."""
-
-
-class Paused(tuple):  # type: ignore[type-arg]
-    """The active tapes while one of them is paused: empty, it means that nothing is wanted, not that nothing began."""
-
-
-def current_context() -> tuple[int, Any]:
-    """The thread, and the asyncio task if there is one, that runs now."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        task = asyncio.current_task() if asyncio else None
-    except RuntimeError:  # no event loop runs in this thread
-        task = None
-    return threading.get_ident(), task

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,13 @@ class Variable:
         self._grad = grad
 
     def accumulate_grad(self, ct: Array) -> None:
-        """Add `ct` to `.grad`, in the dtype of the value."""
+        """Add `ct` to `.grad`, in the dtype of the value. Raises ShapeError for another shape: a rule is wrong."""
+        if ct.shape != self._array.shape:
+            raise ShapeError(
+                f"backward: the gradient of {self.name or 'a leaf'} came out as {describe(ct)}, "
+                f"and its value is {describe(self._array)}.\n"
+                f"  A rule of an op, or the hook of a joint, returned another shape than it was given."
+            )
         if self._grad is None:
             self._grad = np.array(ct, dtype=self.dtype)
         else:
@@ -138,14 +143,11 @@ class Variable:
     def __len__(self) -> int:
         return len(self._array)
 
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self._array)))  # type: ignore[index]
-
     __hash__ = object.__hash__
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if self._slot == 0:
-            return np.array(self._array, dtype=dtype, copy=copy)
+            return np.array(self.value, dtype=dtype, copy=copy)
         raise UnsupportedError(
             "a differentiated Variable cannot become a plain array: its gradient would be lost in silence.\n"
             "  Use v.value for the bare array, tg.stack([v, ...]) to build an array from Variables,\n"
@@ -174,7 +176,7 @@ class Parameter(Variable):
     def __init__(self, value: ArrayLike, *, name: str | None = None) -> None:
         super().__init__(value, name=name)
         # The vector that this parameter is a piece of, if there is one; its gradient is a piece, too.
-        self.flat: weakref.ref[Parameter] | None = None
+        self.flat: weakref.ref[Any] | None = None
 
     @property
     def grad(self) -> Array | None:
@@ -185,7 +187,16 @@ class Parameter(Variable):
         if self.flat is None or self._grad is None:
             Variable.grad.fset(self, grad)  # type: ignore[attr-defined]
         else:  # shared with the vector: None empties it
-            self._grad[...] = 0 if grad is None else grad
+            piece = self._grad
+            Variable.grad.fset(self, np.zeros(self.shape) if grad is None else grad)  # type: ignore[attr-defined]
+            piece[...] = self._grad
+            self._grad = piece
+
+    def rebind(self, array: Array) -> None:
+        super().rebind(array)
+        vector = self.flat() if self.flat is not None else None
+        if vector is not None and vector is not self:
+            vector.gather()
 
 
 class Result(Variable):
@@ -193,6 +204,7 @@ class Result(Variable):
 
     __slots__ = ()
     __init__ = object.__init__
+    name = None
 
     @property
     def grad(self) -> Array | None:
@@ -241,10 +253,16 @@ def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
     """A fresh C-ordered floating-point array from `value`, or the error that says why not."""
     if isinstance(value, Variable):
         value = value._array
-    array = np.array(value, dtype=None if dtype is None else dtype, order="C")
+    try:
+        array = np.array(value, order="C")
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    if dtype is not None and array.dtype.kind in "fiub":
+        array = array.astype(dtype)
     if array.dtype.kind != "f":
         raise DtypeError(
-            f"{name}: a differentiated value must be real floating point, and {describe(array)} came.\n"
+            f"{name}: a differentiated value must be real floating point, and "
+            f"{describe(array if array.dtype.kind != 'O' else value)} came.\n"
             f"  Write np.asarray(x, np.float32), or leave integers (labels, indices) as plain arrays."
         )
     return array

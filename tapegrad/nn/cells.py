@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.schedule import require_count
 from ..core.variable import Parameter, Variable, constant
 from ..ops.elementwise import sigmoid, tanh
 from ..ops.recurrent import lstm_step
@@ -20,6 +21,8 @@ class Cell(Module):
     gates = 1
 
     def __init__(self, n_in: int, n_hidden: int, *, dtype: Any = np.float32, rng: Any = None) -> None:
+        require_count(type(self).__name__, "n_in", n_in)
+        require_count(type(self).__name__, "n_hidden", n_hidden)
         rng = np.random.default_rng(rng)
         width = self.gates * n_hidden
         self.n_in, self.n_hidden, self.dtype = n_in, n_hidden, np.dtype(dtype)

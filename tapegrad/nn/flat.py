@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.variable import Parameter
 from ..errors import ArgumentError
-from ..types import Array, ArrayLike
+from ..types import Array
 
 
 class FlatParameter(Parameter):
@@ -28,22 +28,16 @@ class FlatParameter(Parameter):
         self.rebind(self._array)
 
     def rebind(self, array: Array) -> None:
-        super().rebind(array)
+        self._array = array
         for member, piece in zip(self._members, pieces(array, self._members), strict=True):
-            member.rebind(piece)
+            member._array = piece
+
+    def gather(self) -> None:
+        """Take the members' values, after one of them was assigned."""
+        self.rebind(joined(self._members))
 
     def __reduce__(self) -> Any:
         return flattened, (self._members,)
-
-    @property
-    def value(self) -> Array:
-        if any(member._array.base is not self._array for member in self._members):
-            self.rebind(joined(self._members))
-        return Parameter.value.fget(self)  # type: ignore[attr-defined,no-any-return]
-
-    @value.setter
-    def value(self, value: ArrayLike) -> None:
-        Parameter.value.fset(self, value)  # type: ignore[attr-defined]
 
 
 def flatten(members: Sequence[Parameter]) -> tuple[FlatParameter, Array]:

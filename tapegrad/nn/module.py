@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from ..core.variable import Parameter
+from ..core.variable import Parameter, floating
 from ..errors import ArgumentError, ShapeError, describe
 from ..types import Array
 from .flat import FlatParameter, flatten
@@ -29,14 +27,14 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        for path, parameter in self.named_parameters():
+        for path, parameter in walk(name, value, set()):
             if parameter.name is None or path.endswith("." + parameter.name):  # keep a name that a user chose
                 parameter.name = path
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every parameter with its path ("cell.w_x"), in the order of definition; a shared one once."""
         seen: set[int] = set()
-        for name, parameter in walk("", self):
+        for name, parameter in walk("", self, set()):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield name, parameter
@@ -67,7 +65,9 @@ class Module:
             raise ArgumentError(
                 f"{type(self).__name__}.load_state_dict: names differ.\n  missing: {missing}      unknown: {unknown}"
             )
-        arrays = {name: np.asarray(state[name]) for name in own}
+        arrays = {
+            name: floating(state[name], f"load_state_dict: {name}", dtype=p.dtype) for name, p in own.items()
+        }
         for name, parameter in own.items():
             if arrays[name].shape != parameter.shape:
                 raise ShapeError(
@@ -82,15 +82,19 @@ class Module:
         return f"{type(self).__name__}(" + ("\n" + "\n".join(lines) + "\n" if lines else "") + ")"
 
 
-def walk(path: str, owner: Any) -> Iterator[tuple[str, Parameter]]:
-    """Parameters below `owner`, depth first, with their paths."""
+def walk(path: str, owner: Any, met: set[int]) -> Iterator[tuple[str, Parameter]]:
+    """Parameters below `owner`, depth first, with their paths; each module and container once."""
     if isinstance(owner, FlatParameter):  # a view of others, not one more
         return
     if isinstance(owner, Parameter):
         yield path, owner
-    elif isinstance(owner, Module | Mapping):
+        return
+    if not isinstance(owner, Module | Mapping | list | tuple) or id(owner) in met:
+        return
+    met.add(id(owner))
+    if isinstance(owner, Module | Mapping):
         for name, child in (owner if isinstance(owner, Mapping) else vars(owner)).items():
-            yield from walk(f"{path}.{name}" if path else str(name), child)
-    elif isinstance(owner, list | tuple):
+            yield from walk(f"{path}.{name}" if path else str(name), child, met)
+    else:
         for i, child in enumerate(owner):
-            yield from walk(f"{path}.{i}" if path else str(i), child)
+            yield from walk(f"{path}.{i}" if path else str(i), child, met)

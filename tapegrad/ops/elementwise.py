@@ -17,6 +17,7 @@ from ..backend.namespace import namespace
 from ..core.generate import lift
 from ..core.primitive import elementwise, linear
 from ..core.variable import Variable, constant
+from ..errors import DtypeError
 
 # -- constants by nature ---------------------------------------------------------------------------
 
@@ -228,7 +229,7 @@ LARGEST_EXPONENT = {np.dtype(np.float16): 11.0, np.dtype(np.float32): 88.0, np.d
 def sigmoid(xp, a):
     r"""Logistic function, $y = 1 / (1 + e^{-a})$, to full relative precision and without overflow."""
     largest = LARGEST_EXPONENT.get(getattr(a, "dtype", None), 709.0)
-    return 1.0 / (xp.exp(xp.minimum(-a, largest)) + 1.0)
+    return 1.0 / (xp.exp(xp.minimum(a * -1.0, largest)) + 1.0)
 
 
 @elementwise(a=lambda ct, a: ct * sigmoid(a), special=(-1000.0, 1000.0))
@@ -249,6 +250,10 @@ def relu(xp, a):
 @linear(a=lambda ct: ct, domain=(-2.0, 2.0))
 def astype(xp, a, *, dtype):
     r"""`a` in another floating-point dtype. Its gradient comes back in the dtype of `a`."""
+    if np.dtype(dtype).kind != "f":
+        raise DtypeError(
+            f"astype: `dtype` must be floating point, and {dtype} came. For a constant use v.value.astype."
+        )
     return xp.asarray(a).astype(dtype)
 
 

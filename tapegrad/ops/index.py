@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.primitive import Case, linear
 from ..core.variable import Variable
-from ..errors import ArgumentError, DtypeError, describe
+from ..errors import ArgumentError, DtypeError, ShapeError, describe
 
 BASIC = frozenset({int, np.int64, slice, type(None), type(Ellipsis)})
 
@@ -68,7 +68,7 @@ def put_at(xp, a, *, index, shape):
 
 @linear(
     a=lambda ct, a_shape, indices, axis: put_at(
-        ct, (indices if axis is None else (slice(None),) * (axis % len(a_shape)) + (indices,)), a_shape
+        ct, (slice(None),) * (axis % len(a_shape)) + (indices,), a_shape
     ),
     cases=[
         Case((5, 2), indices=np.array([0, 3, 3]), axis=0),
@@ -78,6 +78,8 @@ def put_at(xp, a, *, index, shape):
 )
 def take(xp, a, *, indices, axis=0):
     r"""Slices of `a` at integer `indices` along `axis`. An index out of range is an error."""
+    if axis is None or not a.ndim:
+        raise ShapeError(f"take: `axis` must be an axis of `a`, and {axis} came.\n  a: {describe(a)}")
     require_indices(indices, a.shape[axis], "take", "indices")
     return xp.take(a, indices, axis=axis)
 

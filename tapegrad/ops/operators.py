@@ -11,7 +11,7 @@ from . import elementwise as e
 from .index import getitem, take
 from .linalg import matmul
 from .reduce import max, mean, min, sum
-from .shape import matrix_transpose, ravel, reshape, squeeze, transpose
+from .shape import matrix_transpose, ravel, reshape, squeeze, transpose, unstack
 
 
 def reflected(op: Any) -> Any:
@@ -40,7 +40,13 @@ def transpose_method(self: Any, *axes: Any) -> Any:
     return transpose(self, (axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes) or None)
 
 
+def rows(self: Any) -> Any:
+    """The slices along the first axis, recorded as one op."""
+    return iter(unstack(self) if len(self) else ())
+
+
 METHODS = {
+    "__iter__": rows,
     "__add__": e.add,
     "__radd__": reflected(e.add),
     "__sub__": e.subtract,

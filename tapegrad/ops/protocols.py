@@ -86,6 +86,10 @@ def where(condition: Any, *choices: Any) -> Any:
     return e.where(condition, *choices)
 
 
+def clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
+    return e.clip(a, min if a_min is None else a_min, max if a_max is None else a_max)
+
+
 # A NumPy function, the op that it means, how many arguments it takes by position, and keywords.
 FUNCTIONS: dict[Any, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
     np.sum: (reduce.sum, 2, ("axis", "keepdims")),
@@ -107,7 +111,7 @@ FUNCTIONS: dict[Any, tuple[Callable[..., Any], int, tuple[str, ...]]] = {
     np.split: (shape.split, 3, ("axis",)),
     np.take: (take_flat, 3, ("axis",)),
     np.where: (where, 3, ()),
-    np.clip: (e.clip, 3, ()),
+    np.clip: (clip, 3, ("a_min", "a_max", "min", "max")),
     np.dot: (dot, 2, ()),
 }
 

@@ -75,8 +75,10 @@ def first_largest(a: Any, axis: Any) -> Any:
     """1 at the first largest element of each reduced group, else 0: an array, constant by nature."""
     array = np.asarray(a._array if isinstance(a, Variable) else a)
     axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(i % array.ndim for i in axes)
+    axes = tuple(i % array.ndim for i in axes) if array.ndim else ()
     rest = tuple(i for i in range(array.ndim) if i not in axes)
+    if not array.size or not array.ndim:
+        return np.ones_like(array)
     grouped = array.transpose(rest + axes)
     flat = grouped.reshape(*(array.shape[i] for i in rest), -1)
     mask = np.zeros(flat.shape, array.dtype)

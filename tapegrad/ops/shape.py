@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..core.primitive import Case, linear, primitive
-from ..errors import ShapeError
+from ..errors import ShapeError, describe
 
 
 @linear(
@@ -108,6 +108,8 @@ def squeeze(xp, a, *, axis=None):
 )
 def concat(xp, arrays, *, axis=0):
     r"""The arrays joined along an existing axis."""
+    if axis is None:
+        raise ShapeError("concat: `axis` must be a number. To join flattened arrays, ravel them first.")
     return xp.concatenate(arrays, axis=axis)
 
 
@@ -143,8 +145,8 @@ def split(xp, a, *, indices_or_sections, axis=0):
 @primitive(outputs="parts", a=lambda ct, axis: stack(ct, axis), cases=[Case((3, 2)), Case((2, 3), axis=-1)])
 def unstack(xp, a, *, axis=0):
     r"""The slices of `a` along `axis`, without that axis. Returns a tuple."""
-    if a.ndim == 0:
-        raise ShapeError("unstack: `a` has no axis to take apart.\n  a: a scalar")
+    if a.ndim == 0 or a.shape[axis] == 0:
+        raise ShapeError(f"unstack: `a` has nothing to take apart along axis {axis}.\n  a: {describe(a)}")
     return tuple(xp.moveaxis(a, axis, 0))
 
 

@@ -35,7 +35,7 @@ class Adam(Optimizer):
         mean, square = state["mean"], state["square"]
         state["steps"] += 1
         steps = int(state["steps"])
-        work = grad * (1 - beta1)
+        work = np.multiply(grad, 1 - beta1, out=np.empty_like(grad))
         mean *= beta1
         mean += work
         np.multiply(grad, grad, out=work)
@@ -47,6 +47,6 @@ class Adam(Optimizer):
         work *= 1 / (1 - beta2**steps) ** 0.5
         work += self.eps
         np.divide(mean, work, out=work)
-        work *= -self.lr / (1 - beta1**steps)
+        work *= -float(self.lr) / (1 - beta1**steps)
         work += value
         return work

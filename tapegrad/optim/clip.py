@@ -8,14 +8,24 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..core.variable import Parameter, Variable
-from ..errors import ArgumentError, NonFiniteError
+from ..errors import ArgumentError, NonFiniteError, describe
 from ..types import Array
 
 
 def gradients(params: Iterable[Parameter], limit: float, where: str, name: str) -> list[Array]:
-    if not limit > 0:
+    if not isinstance(limit, (int, float, np.floating)) or not limit > 0:
         raise ArgumentError(f"{where}: `{name}` must be above 0, and {limit!r} came.")
-    return [p.grad for p in ([params] if isinstance(params, Variable) else params) if p.grad is not None]
+    listed = (
+        [params]
+        if isinstance(params, Variable)
+        else list(params)
+        if isinstance(params, Iterable)
+        else [params]
+    )
+    for p in listed:
+        if not isinstance(p, Variable):
+            raise ArgumentError(f"{where}: `params` must be Parameters, and {describe(p)} came.")
+    return [p.grad for p in {id(p): p for p in listed}.values() if p.grad is not None]
 
 
 def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
@@ -38,7 +48,8 @@ def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
 
 def squared_norm(grad: Array) -> float:
     flat = grad.ravel()
-    squared = float(np.dot(flat, flat))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = float(np.dot(flat, flat))
     return squared if math.isfinite(squared) else float(np.sum(np.square(flat, dtype=np.float64)))
 
 

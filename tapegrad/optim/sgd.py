@@ -28,6 +28,6 @@ class SGD(Optimizer):
             else:
                 velocity = state["velocity"] = grad.copy()
             grad = velocity
-        new = grad * -self.lr
+        new = grad * -float(self.lr)
         new += value
         return new

@@ -1,0 +1,32 @@
+"""Which tapes record now, here: a stack per thread and task, in a ContextVar."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+from .entry import Entry, Recorder
+
+# The tapes that record now. An immutable tuple: a thread or task that inherits it cannot change it
+# for others. None: no tape was begun. Empty: recording is paused.
+ACTIVE: ContextVar[tuple[Recorder, ...] | None] = ContextVar("active tapes", default=None)
+
+
+def ignore(entry: Entry) -> None:
+    """Where the entries go of ops that run after the recording has ended."""
+
+
+class Paused(tuple):  # type: ignore[type-arg]
+    """The active tapes while one of them is paused: empty, it means that nothing is wanted, not that nothing began."""
+
+
+def current_context() -> tuple[int, Any]:
+    """The thread, and the asyncio task if there is one, that runs now."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        task = asyncio.current_task() if asyncio else None
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return threading.get_ident(), task
