@@ -280,7 +280,7 @@ def straight(rule: Callable[..., Any]) -> bool:
         "CACHE",
     )
     numbers = all(
-        c is None or (type(c) in (int, float) and math.isfinite(c)) for c in rule.__code__.co_consts[1:]
+        c is None or (type(c) in (int, float) and math.isfinite(c)) for c in rule.__code__.co_consts
     )
     return numbers and all(i.opname.startswith(plain) for i in get_instructions(rule))
 
