@@ -283,6 +283,25 @@ def test_modules_that_know_their_parent_can_be_walked():
     assert [name for name, _ in parent.named_parameters()] == ["child.weight", "child.bias"]
 
 
+@pytest.mark.parametrize("state", [None, 1.0, np.ones((2, 4), np.float32)])
+def test_an_lstm_takes_a_pair_for_a_state(state):
+    with pytest.raises(tg.ArgumentError, match=r"LSTMCell: `state` must be a pair \(h, c\)"):
+        nn.LSTMCell(3, 4)(np.ones((2, 3), np.float32), state)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: nn.Linear(-1, 2), "n_in"),
+        (lambda: nn.Embedding(3, 0), "size"),
+        (lambda: nn.LSTMCell(2, 3).initial_state("x"), "batch"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_named(make, name):
+    with pytest.raises(tg.ArgumentError, match=f"`{name}` must be a whole number of at least 1"):
+        make()
+
+
 @pytest.mark.parametrize("sizes", [(-1, 4), (2.5, 4), (3, 0)])
 def test_cells_have_sizes_of_at_least_1(sizes):
     with pytest.raises(tg.ArgumentError, match="GRUCell: `n_.*` must be a whole number of at least 1"):

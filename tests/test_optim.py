@@ -158,7 +158,10 @@ def test_clipping_by_value():
             lambda: optim.SGD([parameter()], 0.1, momentum=1.0),
             r"SGD: `momentum` must be in \[0, 1\), and 1.0 came",
         ),
-        (lambda: optim.Adam([parameter()], 0.1, betas=(0.9, 1.0)), r"Adam: `betas` must be in \[0, 1\)"),
+        (
+            lambda: optim.Adam([parameter()], 0.1, betas=(0.9, 1.0)),
+            r"Adam: `betas` must be two numbers in \[0, 1\)",
+        ),
         (
             lambda: optim.clip_by_norm([parameter()], 0.0),
             "clip_by_norm: `limit` must be above 0, and 0.0 came",

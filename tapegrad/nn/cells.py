@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.schedule import require_count
 from ..core.variable import Parameter, Variable, constant
+from ..errors import ArgumentError, describe
 from ..ops.elementwise import sigmoid, tanh
 from ..ops.recurrent import lstm_step
 from ..ops.shape import split
@@ -32,6 +33,7 @@ class Cell(Module):
 
     def zeros(self, batch: int) -> Variable:
         """A state of zeros, a constant. Shape (batch, n_hidden)."""
+        require_count(type(self).__name__, "batch", batch)
         return constant(np.zeros((batch, self.n_hidden), self.dtype))
 
     def initial_state(self, batch: int) -> Any:
@@ -86,5 +88,10 @@ class LSTMCell(Cell):
         return self.zeros(batch), self.zeros(batch)
 
     def forward(self, x: Any, state: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise ArgumentError(
+                f"LSTMCell: `state` must be a pair (h, c), and {describe(state)} came.\n"
+                f"  Begin with cell.initial_state(batch), and pass on what the cell returns."
+            )
         h, c = lstm_step(x, *state, self.w_x, self.w_h, self.b)
         return h, (h, c)

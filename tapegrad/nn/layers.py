@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.schedule import require_count
 from ..core.variable import Parameter
 from ..ops.elementwise import add, multiply, sigmoid, tanh
 from ..ops.index import take
@@ -27,6 +28,8 @@ class Linear(Module):
     def __init__(
         self, n_in: int, n_out: int, *, bias: bool = True, dtype: Any = np.float32, rng: Any = None
     ) -> None:
+        require_count("Linear", "n_in", n_in)
+        require_count("Linear", "n_out", n_out)
         rng = np.random.default_rng(rng)
         self.weight = Parameter(uniform(rng, (n_in, n_out), n_in, dtype))
         self.bias = Parameter(uniform(rng, (n_out,), n_in, dtype)) if bias else None
@@ -40,6 +43,8 @@ class Embedding(Module):
     """A vector for each of `count` symbols. Shapes: integers (...) -> (..., size); weight (count, size)."""
 
     def __init__(self, count: int, size: int, *, dtype: Any = np.float32, rng: Any = None) -> None:
+        require_count("Embedding", "count", count)
+        require_count("Embedding", "size", size)
         self.weight = Parameter(np.random.default_rng(rng).standard_normal((count, size)).astype(dtype))
 
     def forward(self, symbols: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from ..core.variable import Parameter
 from ..errors import ArgumentError
 from ..types import Array
-from .optimizer import Optimizer
+from .optimizer import Optimizer, require_number
 
 
 class Adam(Optimizer):
@@ -23,8 +23,9 @@ class Adam(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(params, lr)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ArgumentError(f"Adam: `betas` must be in [0, 1), and {betas!r} came.")
+        if not isinstance(betas, tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ArgumentError(f"Adam: `betas` must be two numbers in [0, 1), and {betas!r} came.")
+        require_number(eps, "Adam", "eps")
         self.betas, self.eps = betas, eps
 
     def updated(self, value: Array, grad: Array, state: dict[str, Array]) -> Array:
