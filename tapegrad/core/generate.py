@@ -19,15 +19,10 @@ from ..errors import DtypeError, OutOfRangeError, ShapeError, TapegradError, des
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
-ATOMS = frozenset(
-    {int, float, bool, str, slice, type(None), type(Ellipsis)}
-)  # parts of axes, shapes, indices
-FAILURES = (
-    ValueError,
-    TypeError,
-    IndexError,
-    ZeroDivisionError,
-)  # what NumPy raises for operands that do not fit
+# Parts of axes, shapes and indices that nobody can change.
+ATOMS = frozenset({int, float, bool, str, slice, type(None), type(Ellipsis)})
+# What NumPy raises for operands that do not fit.
+FAILURES = (ValueError, TypeError, IndexError, ZeroDivisionError)
 
 
 def residual_names(rule: Callable[..., Any] | None) -> tuple[str, ...]:
