@@ -745,6 +745,17 @@ def test_without_a_root_the_newest_segment_must_hold_it():
     assert w.grad == 4
 
 
+def test_a_seed_that_is_a_variable_is_taken_as_an_array():
+    w, tape, outer = tg.Parameter(np.array(3.0)), tg.CapacitorTape(3), tg.Tape()
+    with tape:
+        y = w * w
+    with outer:
+        sweep = tape.backward(y, tg.Variable(2.0), keep=[w])
+    assert len(outer) == 0
+    assert type(sweep[w]) is np.ndarray
+    assert w.grad == 12
+
+
 def test_a_leaf_is_no_root_of_an_empty_window():
     with pytest.raises(tg.RecordingError, match="nothing was recorded"):
         tg.CapacitorTape(2).backward(tg.Variable(1.0))

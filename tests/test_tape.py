@@ -876,6 +876,22 @@ def test_tapes_begun_and_stopped_inside_a_pause_are_left_as_they_are():
     assert (len(a), len(b)) == (1, 0)
 
 
+def test_pauses_nest():
+    a, b, v = tg.Tape(), tg.CapacitorTape(3), scalar()
+    with a, b:
+        x = v * 3.0
+        with a.pause():
+            with b.pause():
+                c = x * v
+            b.stop()
+            d = x * v  # nothing records: a constant that was meant
+            b.begin()
+        y = (c + d) * v
+    assert (len(a), len(b)) == (2, 2)  # x and y
+    b.backward(y)  # and no warning of a gradient that stops
+    assert v.grad == 24
+
+
 def test_a_task_that_outlives_the_recording_adds_nothing_to_it():
     async def main():
         v, tape, go = scalar(), tg.Tape(), asyncio.Event()

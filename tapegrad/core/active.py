@@ -22,6 +22,11 @@ class Paused(tuple):  # type: ignore[type-arg]
     """The active tapes while one of them is paused: empty, it means that nothing is wanted, not that nothing began."""
 
 
+def activate(tapes: tuple[Recorder, ...]) -> None:
+    """Let `tapes` record from now on."""
+    ACTIVE.set(tapes if tapes or isinstance(tapes, Paused) else None)
+
+
 def current_context() -> tuple[int, Any]:
     """The thread, and the asyncio task if there is one, that runs now."""
     asyncio = sys.modules.get("asyncio")

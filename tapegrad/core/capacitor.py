@@ -151,7 +151,7 @@ class CapacitorTape(Tape):
                 f"  Nest a tg.Tape inside the segment for higher-order gradients there."
             )
         roots, seeds = self._seeded(root, seed)
-        wanted = [*self._wanted, *roots, *variables(keep, "keep")]
+        wanted = [*roots, *variables(keep, "keep")]
         handed_in = [(self._segment_of(r._slot), (r._slot, s)) for r, s in zip(roots, seeds, strict=True)]
         for segment, loss in handed_in:
             if any(slot == loss[0] for slot, _ in segment.losses):
@@ -162,7 +162,7 @@ class CapacitorTape(Tape):
         for segment, loss in handed_in:
             segment.losses.append(loss)
         if not self.schedule.due(self._count + self.recording - self._swept_at):
-            self._wanted = wanted
+            self._wanted += wanted
             return None
         try:
             return self._sweep_window(wanted)
@@ -175,10 +175,10 @@ class CapacitorTape(Tape):
         """Sweep now whatever is pending; None if nothing is. Call it at a stream's end."""
         if not any(segment.losses for segment in self._window()):
             return None
-        return self._sweep_window([*self._wanted, *variables(keep, "keep")])
+        return self._sweep_window(variables(keep, "keep"))
 
     def _sweep_window(self, keep: Sequence[Variable]) -> Sweep:
-        sweep, window = Sweep(keep), self._window()
+        sweep, window = Sweep([*self._wanted, *keep]), self._window()
         stopped: list[int] = []
         for segment in window:
             segment.check(self._name)

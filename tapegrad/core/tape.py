@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ArgumentError, DtypeError, RecordingError, ShapeError, describe
 from ..types import Array
-from .active import ACTIVE, Paused, current_context, ignore
+from .active import ACTIVE, Paused, activate, current_context, ignore
 from .adjoints import Adjoints, variables
 from .entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
 from .guard import Guarded
@@ -98,7 +98,7 @@ class Tape:
         self._open(self._new_segment())
         self._owner = current_context()
         active = ACTIVE.get() or ()
-        ACTIVE.set(type(active)((*active, self)))
+        activate(type(active)((*active, self)))
 
     def stop(self) -> None:
         """End the recording and keep it. Raises RecordingError without a `begin` in this thread and task."""
@@ -119,12 +119,12 @@ class Tape:
     def pause(self) -> Iterator[None]:
         """A context in which this tape records nothing: what is computed there is a constant to it."""
         active = ACTIVE.get() or ()
-        ACTIVE.set(Paused(tape for tape in active if tape is not self))
+        activate(Paused(tape for tape in active if tape is not self))
         try:
             yield
         finally:  # others may have begun or stopped meanwhile
             now = ACTIVE.get() or ()
-            ACTIVE.set((*now, self) if self in active else tuple(now) or None)
+            activate(type(active)((*now, self) if self in active else now))
 
     def __enter__(self: T) -> T:
         self.begin()  # type: ignore[attr-defined]
@@ -169,8 +169,7 @@ class Tape:
                 f"{self._name}.{method}: recording was begun in another thread or task, or is paused here.\n"
                 f"  Call {method}() where begin() was called, outside pause()."
             )
-        rest = type(active)(tape for tape in active if tape is not self)
-        ACTIVE.set(rest if rest or isinstance(rest, Paused) else None)
+        activate(type(active)(tape for tape in active if tape is not self))
         self._owner = None
         self.append = ignore  # for a task or thread that inherited this recording and outlives it
 
@@ -190,9 +189,7 @@ class Tape:
         Raises RecordingError if nothing was recorded or the root is not on this tape, ArgumentError for
         a root that is not scalar and has no seed, ShapeError for a seed of another shape.
         """
-        roots, seeds = self._seeded(root, seed)
-        if not record:
-            seeds = [s._array if isinstance(s, Variable) else s for s in seeds]
+        roots, seeds = self._seeded(root, seed, record)
         adjoints = self._sweep(roots, seeds, variables(keep, "keep"), record)
         adjoints.deliver()
         return adjoints
@@ -283,8 +280,8 @@ class Tape:
             f"{self._name}.backward: {what}.\n  Compute the root from Variables between this tape's begin() and stop()."
         )
 
-    def _seeded(self, root: Roots, seed: Any) -> tuple[list[Variable], list[Any]]:
-        """The roots, and for each the cotangent that the sweep starts from."""
+    def _seeded(self, root: Roots, seed: Any, record: bool = False) -> tuple[list[Variable], list[Any]]:
+        """The roots, and for each the cotangent that the sweep starts from: a Variable only if it is recorded."""
         roots = self._roots(root)
         if not isinstance(root, Sequence):
             given = [seed]
@@ -296,9 +293,9 @@ class Tape:
             raise ArgumentError(
                 f"{self._name}.backward: {len(roots)} roots need a list of as many seeds, and {len(given)} came."
             )
-        return roots, [self._seed_for(r, s) for r, s in zip(roots, given, strict=True)]
+        return roots, [self._seed_for(r, s, record) for r, s in zip(roots, given, strict=True)]
 
-    def _seed_for(self, root: Variable, seed: Any) -> Any:
+    def _seed_for(self, root: Variable, seed: Any, record: bool) -> Any:
         if seed is None:
             if root.shape != ():
                 raise ArgumentError(
@@ -308,7 +305,7 @@ class Tape:
             return np.ones((), root.dtype)
         if isinstance(seed, Variable):
             require_shape(seed, root, f"{self._name}.backward", "seed")
-            return seed
+            return seed if record else seed._array
         seed = numbers(seed, root.dtype, f"{self._name}.backward", "seed")
         require_shape(seed, root, f"{self._name}.backward", "seed")
         return seed
