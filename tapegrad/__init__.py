@@ -4,6 +4,13 @@ A `Tape` records ops as plain Python runs them and sweeps them in reverse. A `Ca
 window of a loop, so backpropagation through time needs no recomputation and no change to the loop.
 """
 
+from os import path as _path
+
+# Installed, the kernels lie in this folder; in a copy of the repository, beside it. Python started there
+# finds this folder first, and must find them too.
+if not _path.isdir(_path.join(_path.dirname(__file__), "kernels")):
+    __path__.append(_path.dirname(_path.dirname(__file__)))
+
 from . import data as data
 from . import kernels as kernels
 from . import nn as nn

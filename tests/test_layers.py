@@ -91,6 +91,15 @@ def test_kernels_are_installed_as_part_of_the_package_only():
     assert "No module named 'kernels'" in found.stderr
 
 
+def test_python_started_in_a_copy_of_the_repository_finds_all_of_the_package():
+    root = pathlib.Path(__file__).parent.parent
+    code = "import tapegrad; print(tapegrad.__file__, tapegrad.kernels.cpu.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert found.stdout.split() == [str(root / "tapegrad/__init__.py"), str(root / "kernels/cpu.py")], (
+        found.stderr
+    )
+
+
 def test_importing_tapegrad_imports_nothing_optional():
     code = (
         "import sys, numpy; before = set(sys.modules); import tapegrad; "
