@@ -15,10 +15,12 @@ from . import data as data
 from . import kernels as kernels
 from . import nn as nn
 from . import optim as optim
+from . import render as render
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .core.adjoints import Adjoints as Adjoints
 from .core.capacitor import CapacitorTape as CapacitorTape
+from .core.part import Part as Part
 from .core.primitive import Case as Case
 from .core.primitive import elementwise as elementwise
 from .core.primitive import linear as linear
@@ -33,6 +35,7 @@ from .core.tape import Tape as Tape
 from .core.variable import Parameter as Parameter
 from .core.variable import Variable as Variable
 from .core.variable import constant as constant
+from .core.walk import Step as Step
 from .errors import ArgumentError as ArgumentError
 from .errors import DtypeError as DtypeError
 from .errors import EvictedError as EvictedError
@@ -43,6 +46,7 @@ from .errors import RecordingError as RecordingError
 from .errors import ShapeError as ShapeError
 from .errors import TapegradError as TapegradError
 from .errors import UnsupportedError as UnsupportedError
+from .errors import WindowWarning as WindowWarning
 from .ops import operators as operators
 from .ops import protocols as protocols
 from .ops.elementwise import absolute as absolute
@@ -105,6 +109,13 @@ from .ops.shape import unstack as unstack
 from .ops.softmax import log_softmax as log_softmax
 from .ops.softmax import softmax as softmax
 from .ops.softmax import softmax_cross_entropy as softmax_cross_entropy
+from .truncation import Adaptive as Adaptive
+from .truncation import BurnIn as BurnIn
+from .truncation import ClipJoint as ClipJoint
+from .truncation import Randomized as Randomized
+from .truncation import RandomJoint as RandomJoint
+from .truncation import RealTime as RealTime
+from .truncation import Tolerance as Tolerance
 
 abs = absolute
 __version__ = "0.1.0"

@@ -45,6 +45,10 @@ class NonFiniteError(TapegradError, FloatingPointError):
     """A NaN or an infinity where it would have spoilt the weights."""
 
 
+class WindowWarning(UserWarning):
+    """The window of a capacitor is much longer than its adjoints live, or they still grow where it cuts."""
+
+
 class GradientStopsWarning(UserWarning):
     """A gradient ends at a place where the author of the loop may not expect it to."""
 

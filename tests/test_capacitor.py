@@ -605,7 +605,7 @@ def test_reset_forgets_everything():
         ),
         (
             lambda: tg.CapacitorTape(3, weights="new"),
-            "CapacitorTape: `weights` must be 'recorded' or 'current', and str 'new' came.",
+            "CapacitorTape: `weights` must be 'recorded', 'current' or 'replay', and str 'new' came.",
         ),
     ],
 )

@@ -16,18 +16,23 @@ ORDER = [
     ["kernels", "kernels.reference", "kernels.cpu"],
     [
         "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
-        "core.guard", "core.tape", "core.pushforward", "core.schedule", "core.sweep", "core.capacitor",
+        "core.guard", "core.seeds", "core.tape", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
+        "core.lag", "core.part", "core.capacitor",
     ],
     [
         "ops.elementwise", "ops.shape", "ops.reduce", "ops.linalg", "ops.index", "ops.softmax", "ops.recurrent",
         "ops.operators", "ops.protocols",
     ],
     [
-        "nn.flat", "nn.module", "nn.layers", "nn.cells", "nn.losses", "nn",
+        "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.tolerance", "truncation.adaptive",
+        "truncation.real_time", "truncation",
+    ],
+    [
+        "nn.flat", "nn.module", "nn.layers", "nn.cells", "nn.losses", "nn.document", "nn",
         "optim.optimizer", "optim.sgd", "optim.adam", "optim.clip", "optim",
         "data.streams", "data.text", "data",
     ],
-    ["checkpoint"],
+    ["checkpoint", "render.figure", "render.lags", "render.blocks", "render.spectrum", "render"],
     ["__init__"],
 ]  # fmt: skip
 RANK = {module: rank for rank, module in enumerate(m for layer in ORDER for m in layer)}

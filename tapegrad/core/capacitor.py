@@ -7,19 +7,24 @@ entry that computed it is gone. Nothing is recomputed, and nothing is detached.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import ArgumentError, EvictedError, GradientStopsWarning, RecordingError, describe
+from .active import ignore
 from .adjoints import variables
 from .entry import Entry
+from .lag import LagWatch
+from .part import Part
+from .replay import Rerun, State, inputs_now, strip
 from .schedule import Schedule, as_schedule
-from .sweep import Joint, Sweep, WindowSegment
-from .tape import Roots, Segment, Tape
+from .seeds import Roots, seeded
+from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint
+from .tape import Segment, Tape
 from .variable import Variable
+from .window import Clock, Loss, WindowSegment
 
 EVICTIONS_REMEMBERED = 1024  # how many dropped segments an error message can still name
 
@@ -37,11 +42,14 @@ class CapacitorTape(Tape):
                 optimizer.zero_grad()
         tape.sweep()
 
-    `schedule`: Full(), Sliding(window, stride), Chunked(window); an int is Sliding(int).
+    `schedule`: Full(), Sliding(window, stride), Chunked(window), and those of `tapegrad.truncation`; an
+    int is Sliding(int). `tape.schedule` is the tape's own: what one learns is not shared with another tape.
     `weights`: a window may span optimizer steps. "recorded" differentiates what ran, with the weights it
     ran with. "current" keeps one copy of the weights and sweeps old activations with today's: an
     approximation, exact when the learning rate is 0. That is about arrays of leaves which an op
     reads directly: what was computed from a weight (`w.T`, `w * mask`) is an activation like any other.
+    "replay" keeps what entered the segments, and runs their ops again with today's weights before a
+    sweep: the exact gradient of the re-run window, whose state is `sweep.state[v]`.
     `joint`: what happens to adjoints at the border between two segments: None passes them, a number
     scales them (0 drops), a callable maps the pending adjoints `{slot: array}` to those that go on.
     """
@@ -54,82 +62,125 @@ class CapacitorTape(Tape):
         joint: Joint = None,
         guard: bool = False,
     ) -> None:
-        if weights not in ("recorded", "current"):
+        if weights not in ("recorded", "current", "replay"):
             raise ArgumentError(
-                f"CapacitorTape: `weights` must be 'recorded' or 'current', and {describe(weights)} came."
+                f"CapacitorTape: `weights` must be 'recorded', 'current' or 'replay', and {describe(weights)} came."
             )
-        self.schedule = as_schedule(schedule)
         self.weights = weights
         self.joint = require_joint(joint)
+        self._keeps_inputs = weights == "replay"
+        self._clocks = [Clock(as_schedule(schedule))]  # the tape's own, then one for each part
+        self._inside: list[Clock] = []  # the parts that are entered now, the innermost last
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
         self._warned = False
+        self._watch = LagWatch()
         self._closed: deque[WindowSegment] = deque()
-        self._evicted: deque[tuple[int, int, int]] = deque(maxlen=EVICTIONS_REMEMBERED)
+        # index, first and last slot of what was dropped, and whether it had been recorded
+        self._evicted: deque[tuple[int, int, int, bool]] = deque(maxlen=EVICTIONS_REMEMBERED)
         self._count = 0  # segments closed so far
-        self._swept_at = 0  # the count at the last sweep
-        self._forget_on_close = False
         super().__init__(guard=guard)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule for what is recorded outside the parts."""
+        return self._clocks[0].schedule
 
     @property
     def segments(self) -> Sequence[WindowSegment]:
         """The closed segments in the window, oldest first."""
         return tuple(self._closed)
 
+    def capacitor(self, schedule: Schedule | int) -> Part:
+        """A part of the model with a window of its own: what runs under `with part:` is kept by `schedule`."""
+        if self.recording:
+            raise RecordingError(
+                f"{self._name}.capacitor: a segment is open. Make the parts before the loop."
+            )
+        clock = Clock(as_schedule(schedule), self._count)
+        if type(clock.schedule).beyond is not Schedule.beyond:
+            raise ArgumentError(
+                f"{self._name}.capacitor: {clock.schedule} looks beyond its window, which only a whole tape can."
+            )
+        self._clocks.append(clock)
+        return Part(self, clock)
+
     # -- recording -------------------------------------------------------------------------------
 
     def _new_segment(self) -> WindowSegment:
         return WindowSegment(self._count + 1)
 
+    def _open(self, segment: Segment) -> None:
+        self._inside.clear()
+        super()._open(segment)
+        if isinstance(segment, WindowSegment):
+            self._enter(self._clocks[0])
+
+    def _enter(self, clock: Clock) -> None:
+        """From here on the open segment belongs to the part of `clock`."""
+        segment = self._segment
+        assert isinstance(segment, WindowSegment)
+        records = clock.schedule.records(segment.index)
+        segment.enter(clock, records)
+        self.append = self._appender() if records else ignore
+
+    def _appender(self) -> Callable[[Entry], None]:
+        return self._append_inputs if self._keeps_inputs else super()._appender()
+
+    def _append_inputs(self, entry: Entry) -> None:
+        segment = self._segment
+        assert isinstance(segment, WindowSegment)
+        segment.inputs.append(inputs_now(entry, segment.spans[-1].first, self.weights == "recorded"))
+        super()._appender()(entry)
+
     def _close(self) -> None:
         segment = self._segment
         assert isinstance(segment, WindowSegment)
         segment.close()
-        if self.weights == "current":
+        if self.weights == "replay":
+            strip(segment)
+        elif self.weights == "current":
             segment.drop_leaves()
         self._count += 1
         self._closed.append(segment)
-        if self._forget_on_close:
-            self._forget_on_close = False
-            self._forget_swept()
+        for span in segment.spans:
+            if not span.recorded:
+                self._evicted.append((segment.index, span.first, span.end, False))
+        for clock in self._clocks:
+            clock.schedule.closed(self)
         self._evict()
 
     def _roll_back(self) -> None:
-        self._swept_at = min(self._swept_at, self._count)
-        self._forget_on_close = False
+        for clock in self._clocks:
+            clock.swept, clock.forgotten = min(clock.swept, self._count), min(clock.forgotten, self._count)
         self._open(Segment())
 
     def _evict(self) -> None:
-        """Drop what is beyond the window; raise, and drop nothing, if a loss would go unswept."""
-        window = self.schedule.window
-        while window is not None and len(self._closed) > window:
-            oldest = self._closed[0]
-            if oldest.losses:
+        """Drop what is beyond its window or forgotten; raise, and drop nothing, if a loss would go unswept."""
+        leaving = [pair for clock in self._clocks for pair in clock.leaving(self._count)]
+        for segment, span in leaving:
+            if segment.index > span.clock.forgotten and segment.waits(span):
                 raise EvictedError(
-                    f"{self._name}.stop: segment {oldest.index} holds a loss that was handed in and never swept, "
-                    f"and would leave the window of {window} now.\n"
+                    f"{self._name}.stop: segment {segment.index} holds a loss that was handed in and never swept, "
+                    f"and would leave the window of {span.clock.schedule.window} now.\n"
                     f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
                 )
-            self._remember(self._closed.popleft())
-
-    def _forget_swept(self) -> None:
-        """Drop every segment but those with a loss that came in after the sweep."""
-        for segment in self._closed:
-            if not segment.losses:
-                self._remember(segment)
-        self._closed = deque(segment for segment in self._closed if segment.losses)
-
-    def _remember(self, dropped: WindowSegment) -> None:
-        """Keep of a dropped segment what an error message needs."""
-        self._evicted.append((dropped.index, dropped.first, dropped.end))
+        for segment, span in leaving:
+            if not segment.waits(span):
+                segment.drop(span)
+                self._evicted.append((segment.index, span.first, span.end, True))
+        while self._closed and not self._closed[0].held:
+            self._closed.popleft()
 
     def reset(self) -> None:
         """Forget every segment, pending loss and count. Raises RecordingError while recording."""
         if self.recording:
             raise RecordingError(f"{self._name}.reset: a segment is open. Call stop() or abort() first.")
+        for clock in self._clocks:
+            clock.reset()
         self._closed.clear()
         self._evicted.clear()
         self._wanted.clear()
-        self._count = self._swept_at = 0
+        self._count = 0
         self._warned = False
         self._open(Segment())
 
@@ -138,10 +189,11 @@ class CapacitorTape(Tape):
     def backward(  # type: ignore[override]
         self, root: Roots = None, seed: Any = None, *, keep: Iterable[Variable] = (), record: bool = False
     ) -> Sweep | None:
-        """Hand in a loss; sweep the window if the schedule says that it is time.
+        """Hand in a loss; sweep the window if a schedule says that it is time.
 
         Returns the Sweep when there was one, else None. All losses handed in since the last sweep are
-        seeded, each exactly once. While a segment is open it counts as the newest.
+        seeded, each exactly once. While a segment is open it counts as the newest. A loss of a segment
+        that the schedule does not record (burn-in) is passed over.
 
         Raises EvictedError for a loss whose segment has left the window; otherwise as Tape.backward.
         """
@@ -150,22 +202,28 @@ class CapacitorTape(Tape):
                 f"{self._name}.backward: `record=True` needs a plain Tape: a recorded sweep would be part of no segment.\n"
                 f"  Nest a tg.Tape inside the segment for higher-order gradients there."
             )
-        roots, seeds = self._seeded(root, seed)
+        roots, seeds = ([], []) if root is None and self._idle else seeded(self, root, seed)
         wanted = [*roots, *variables(keep, "keep")]
-        handed_in = [(self._segment_of(r._slot), (r._slot, s)) for r, s in zip(roots, seeds, strict=True)]
+        handed_in = [
+            (segment, Loss(r._slot, s, set(self._clocks)))
+            for r, s in zip(roots, seeds, strict=True)
+            if (segment := self._segment_of(r._slot)) is not None
+        ]
         for segment, loss in handed_in:
-            if any(slot == loss[0] for slot, _ in segment.losses):
+            if any(other.slot == loss.slot for other in segment.losses):
                 raise ArgumentError(
                     f"{self._name}.backward: this loss was handed in before, and waits for the next sweep.\n"
                     f"  Each loss counts once: call tape.sweep() to sweep now."
                 )
         for segment, loss in handed_in:
             segment.losses.append(loss)
-        if not self.schedule.due(self._count + self.recording - self._swept_at):
+        index = self._count + self.recording
+        due = [clock for clock in self._clocks if clock.schedule.due(index, clock.swept)]
+        if not due or not self._waiting(due):
             self._wanted += wanted
             return None
         try:
-            return self._sweep_window(wanted)
+            return self._sweep_window(wanted, due)
         except BaseException:  # as if it had not been handed in: the call may be repeated
             for segment, _ in handed_in:
                 segment.losses.pop()
@@ -173,29 +231,34 @@ class CapacitorTape(Tape):
 
     def sweep(self, *, keep: Iterable[Variable] = ()) -> Sweep | None:
         """Sweep now whatever is pending; None if nothing is. Call it at a stream's end."""
-        if not any(segment.losses for segment in self._window()):
+        if not self._waiting(self._clocks):
             return None
-        return self._sweep_window(variables(keep, "keep"))
+        return self._sweep_window(variables(keep, "keep"), self._clocks)
 
-    def _sweep_window(self, keep: Sequence[Variable]) -> Sweep:
+    def _sweep_window(self, keep: Sequence[Variable], due: Sequence[Clock]) -> Sweep:
         sweep, window = Sweep([*self._wanted, *keep]), self._window()
-        stopped: list[int] = []
         for segment in window:
             segment.check(self._name)
-        for segment in reversed(window):
-            sweep.enter(segment)
-            sweep.sweep(reversed(segment.entries_today()))
-            stopped += sweep.leave(segment, self.joint)
-        sweep.finish()
+        entries, sweep.state = self._today(window)
+        stopped: list[int] = []
+        for clocks in in_step(due, window):
+            stopped += sweep.run(window, clocks, self.joint, entries)
+        for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():
+            sweep.add(slot, ct)
         sweep.deliver()
+        for clock in due:
+            clock.schedule.swept(self, sweep)
         for segment in window:
-            segment.losses.clear()
+            for loss in segment.losses:
+                loss.waiting.difference_update(due)
+            segment.losses = [loss for loss in segment.losses if loss.waiting]
         self._wanted = []
-        self._swept_at = self._count + self.recording
-        if self.schedule.forgets:
-            self._forget_swept()
-            self._forget_on_close = self.recording
+        index = self._count + self.recording
+        for clock in due:
+            clock.swept, clock.forgotten = index, max(clock.forgotten, clock.schedule.forgets(index))
+        self._evict()
         self._warn_of(stopped)
+        self._watch.look(self, sweep)
         return sweep
 
     def _warn_of(self, stopped: list[int]) -> None:
@@ -214,40 +277,59 @@ class CapacitorTape(Tape):
         """The newest segments, an open one included; older ones too while they hold a loss to be swept."""
         segments = [*self._closed]
         if self.recording and isinstance(self._segment, WindowSegment):
+            self._segment.settle()
             segments.append(self._segment)
-        beyond = 0 if self.schedule.window is None else max(len(segments) - self.schedule.window, 0)
-        while beyond and any(segment.losses for segment in segments[:beyond]):
-            beyond -= 1
-        return segments[beyond:]
+            oldest = min(oldest_swept(clock, segments) for clock in self._clocks)
+            segments = [segment for segment in segments if segment.index >= oldest]
+        return segments
+
+    def _today(self, window: Sequence[WindowSegment]) -> tuple[Callable[[WindowSegment], list[Entry]], Any]:
+        """How to get the entries to sweep of a segment; under "replay" also the newest state, re-run."""
+        if self.weights != "replay":
+            return WindowSegment.entries_today, None
+        rerun = Rerun(window)
+        return rerun.entries, State(rerun)
 
     def _entries(self) -> list[Entry]:
-        return [entry for segment in self._window() for entry in segment.entries_today()]
+        window = self._window()
+        entries, _ = self._today(window)
+        return [entry for segment in window for entry in entries(segment)]
+
+    def _waiting(self, clocks: Iterable[Clock]) -> bool:
+        return any(not loss.waiting.isdisjoint(clocks) for s in self._window() for loss in s.losses)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether the newest segment is one that the schedule does not record."""
+        return not self.schedule.records(self._count + self.recording)
 
     def _last(self) -> Entry | None:
         newest = self._window()[-1:]
         return newest[0].entries[-1] if newest and newest[0].entries else None
 
-    def _segment_of(self, slot: int) -> WindowSegment:
-        """The segment that computed `slot`; for a leaf, the newest."""
+    def _segment_of(self, slot: int) -> WindowSegment | None:
+        """The segment that computed `slot`; for a leaf, the newest. None if it is none of this window."""
         window = self._window()
         if slot < 0 and window:
             return window[-1]
         for segment in reversed(window):
             if slot >= segment.first:
-                if segment.holds(slot):
-                    return segment
-                break
-        raise KeyError(slot)
+                return segment if segment.holds(slot) else None
+        return None
 
     def _holds(self, slot: int) -> bool:
-        try:
-            self._segment_of(slot)
-        except KeyError:
-            return False
-        return True
+        return self._segment_of(slot) is not None or self._passed_over(slot)
+
+    def _passed_over(self, slot: int) -> bool:
+        """Whether `slot` was computed where a schedule did not record."""
+        spans = self._segment.spans if self.recording and isinstance(self._segment, WindowSegment) else []
+        now = any(span.first < slot and not span.recorded for span in spans[-1:])
+        return now or any(
+            first < slot <= end and not recorded for _, first, end, recorded in reversed(self._evicted)
+        )
 
     def _refuse_root(self, root: Variable) -> None:
-        dropped = [index for index, first, end in self._evicted if first < root._slot <= end]
+        dropped = [index for index, first, end, _ in self._evicted if first < root._slot <= end]
         if dropped:
             window = self.schedule.window
             oldest = self._closed[0].index if self._closed else self._count + 1
@@ -256,14 +338,3 @@ class CapacitorTape(Tape):
                 f"  window is {window}. Call backward within {window} segments of the loss, or raise the window."
             )
         super()._refuse_root(root)
-
-
-def require_joint(joint: Joint) -> Joint:
-    """`joint` if it is None, a finite number or callable."""
-    number = isinstance(joint, (int, float)) and not isinstance(joint, bool) and math.isfinite(joint)
-    if joint is None or number or callable(joint):
-        return joint
-    raise ArgumentError(
-        f"CapacitorTape: `joint` must be None, a finite number, or a function of the pending adjoints, "
-        f"and {describe(joint)} came."
-    )

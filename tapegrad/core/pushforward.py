@@ -15,7 +15,8 @@ from ..backend.namespace import namespace
 from ..errors import ArgumentError, describe
 from ..types import ArrayLike
 from .entry import DTYPE, ITEM, OUT, SHAPE, SLOTS, Bundle, Entry
-from .tape import Roots, Tape, numbers, require_shape, revive
+from .seeds import Roots, numbers, require_shape, roots_of
+from .tape import Tape, revive
 from .variable import Variable
 
 
@@ -25,7 +26,7 @@ def pushforward(tape: Tape, tangents: Mapping[Variable, ArrayLike], root: Roots 
     `tangents` maps leaves (or any value that the recording read) to arrays of their shapes. Returns
     an array of the root's shape, zeros if no tangent reaches it; a list for a list of roots.
     """
-    roots = tape._roots(root)
+    roots = roots_of(tape, root)
     moving: dict[int, Any] = {}
     for v, t in tangents.items():
         if not isinstance(v, Variable) or v._slot == 0:

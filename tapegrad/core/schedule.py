@@ -1,31 +1,78 @@
 """When a capacitor sweeps, how far back, and what it forgets: the truncation of backpropagation through time.
 
-A schedule answers three questions and holds no state of the loop:
+A schedule answers questions about the segments of a loop, which are counted from 1:
 
-    window        how many segments are kept, and so how far back a sweep goes (None: all)
-    due(n)        is it time to sweep, n segments after the last sweep?
-    forgets       are the segments dropped once they were swept?
+    window              how many segments are kept, and so how far back a sweep goes (None: all)
+    due(index, swept)   is it time to sweep in segment `index`, the last sweep having been in segment `swept`?
+    forgets(index)      after a sweep in segment `index`: up to which segment is everything dropped?
+
+Those three make the schedules of this file. The estimators of `tapegrad.truncation` also answer others
+of `Schedule`'s methods, and learn from what the sweeps find.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import ClassVar
+from typing import Any
 
 from ..errors import ArgumentError, describe
 
 
 class Schedule:
-    """What a CapacitorTape asks of a schedule; see the top of this file."""
+    """What a CapacitorTape asks of a schedule; see the top of this file. Subclass it to truncate in your own way."""
 
     window: int | None
 
-    forgets: ClassVar[bool] = False
+    @property
+    def reach(self) -> int | None:
+        """How many segments a sweep goes back, if fewer than are kept."""
+        return self.window
 
-    def due(self, since: int) -> bool:
-        """Whether to sweep `since` segments after the last sweep."""
+    def fresh(self) -> Schedule:
+        """The schedule for one more tape: itself, unless it holds a state that tapes must not share."""
+        return self
+
+    def due(self, index: int, swept: int) -> bool:
+        """Whether to sweep in segment `index`, when the last sweep was in segment `swept` (0: none yet)."""
         raise NotImplementedError
+
+    def forgets(self, index: int) -> int:
+        """The segment up to which a sweep in segment `index` forgets; 0 keeps all."""
+        return 0
+
+    def records(self, index: int) -> bool:
+        """Whether segment `index` is recorded. One that is not only carries the state on."""
+        return True
+
+    def scale(self, index: int) -> float:
+        """The factor on adjoints that cross the joint between segment `index` and the next one."""
+        return 1.0
+
+    def ends(self, norms: Sequence[float]) -> bool:
+        """Whether a sweep that found adjoints of these `norms` at the joints, newest first, may end there."""
+        return False
+
+    def beyond(self, tape: Any, left_edge: Any) -> dict[int, Any]:
+        """Gradients by leaf slot of what lies beyond the window, given the adjoints at its left edge."""
+        return {}
+
+    def closed(self, tape: Any) -> None:
+        """A segment of `tape` has closed, and nothing was dropped yet."""
+
+    def swept(self, tape: Any, sweep: Any) -> None:
+        """`tape` has swept, and nothing was forgotten yet."""
+
+    def reset(self) -> None:
+        """A new sequence begins with the next segment, which is number 1 again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a snapshot must hold to go on from here: numbers, strings, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +81,7 @@ class Full(Schedule):
 
     window: None = field(default=None, init=False)
 
-    def due(self, since: int) -> bool:
+    def due(self, index: int, swept: int) -> bool:
         return False
 
 
@@ -58,8 +105,8 @@ class Sliding(Schedule):
                 f"  Losses handed in between two sweeps would leave the window unswept. Use stride <= {self.window}."
             )
 
-    def due(self, since: int) -> bool:
-        return since >= self.stride
+    def due(self, index: int, swept: int) -> bool:
+        return index - swept >= self.stride
 
 
 @dataclass(frozen=True)
@@ -67,19 +114,21 @@ class Chunked(Schedule):
     """Truncation at fixed borders: sweep every `window` segments and forget them ("detach every k steps")."""
 
     window: int
-    forgets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_count("Chunked", "window", self.window)
 
-    def due(self, since: int) -> bool:
-        return since >= self.window
+    def due(self, index: int, swept: int) -> bool:
+        return index - swept >= self.window
+
+    def forgets(self, index: int) -> int:
+        return index
 
 
 def as_schedule(schedule: Schedule | int) -> Schedule:
     """`schedule`, where an int h means Sliding(h)."""
     if isinstance(schedule, Schedule):
-        return schedule
+        return schedule.fresh()
     if isinstance(schedule, bool) or not isinstance(schedule, Integral):
         raise ArgumentError(
             f"CapacitorTape: `schedule` must be a number of segments or a schedule, and {describe(schedule)} came.\n"

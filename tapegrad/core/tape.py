@@ -10,21 +10,18 @@ import contextlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from ..errors import ArgumentError, DtypeError, RecordingError, ShapeError, describe
-from ..types import Array
+from ..errors import RecordingError
 from .active import ACTIVE, Paused, activate, current_context, ignore
 from .adjoints import Adjoints, variables
-from .entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
+from .entry import ITEM, OUT, Bundle, Entry
 from .guard import Guarded
-from .printout import Names, kept_nbytes, wengert_table
+from .printout import kept_nbytes, wengert_table
+from .seeds import Roots, seeded
 from .variable import Variable, next_slot, result
 
 T = TypeVar("T")
-Roots = Variable | Sequence[Variable] | None
 
 
 class Segment:
@@ -53,17 +50,6 @@ class Segment:
         return at < len(self.entries) and self.entries[at][OUT] == slot
 
 
-class Step(NamedTuple):
-    """One step of `Tape.walk`: an entry, the cotangent of its output, and what it hands to its inputs."""
-
-    name: str
-    out: str
-    inputs: tuple[str, ...]
-    residuals: dict[str, Any]
-    ct: Any
-    contributions: list[tuple[str, Any]]
-
-
 class Tape:
     """Records the ops that run between `begin` and `stop`, and sweeps them in reverse.
 
@@ -79,6 +65,7 @@ class Tape:
     """
 
     pushforward: Callable[..., Any]  # forward mode over the recording; see pushforward.py
+    walk: Callable[..., Any]  # the sweep one entry at a time; see walk.py
 
     def __init__(self, *, guard: bool = False) -> None:
         self._guard = guard
@@ -150,7 +137,11 @@ class Tape:
 
     def _open(self, segment: Segment) -> None:
         self._segment = segment
-        self.append: Callable[[Entry], None] = self._append_guarded if self._guard else segment.entries.append
+        self.append: Callable[[Entry], None] = self._appender()
+
+    def _appender(self) -> Callable[[Entry], None]:
+        """Where entries go while this tape records."""
+        return self._append_guarded if self._guard else self._segment.entries.append
 
     def _close(self) -> None:
         """A plain tape keeps its one segment as it is."""
@@ -189,7 +180,7 @@ class Tape:
         Raises RecordingError if nothing was recorded or the root is not on this tape, ArgumentError for
         a root that is not scalar and has no seed, ShapeError for a seed of another shape.
         """
-        roots, seeds = self._seeded(root, seed, record)
+        roots, seeds = seeded(self, root, seed, record)
         adjoints = self._sweep(roots, seeds, variables(keep, "keep"), record)
         adjoints.deliver()
         return adjoints
@@ -209,22 +200,6 @@ class Tape:
                 adjoints.sweep(map(revive, entries))
         return adjoints
 
-    def walk(self, root: Roots = None, seed: Any = None) -> Iterator[Step]:
-        """The sweep one entry at a time, in plain Python, for people who want to watch. Touches no `.grad`."""
-        roots, seeds = self._seeded(root, seed)
-        adjoints, names = Adjoints(roots), Names(self._entries())
-        for r, s in zip(roots, seeds, strict=True):
-            adjoints.add(r._slot, s)
-        for entry in reversed(self._entries()):
-            ct = adjoints.sums.pop(entry[OUT], None)
-            if ct is not None:
-                contributions = list(entry[0].pull(entry, ct))
-                for slot, contribution in contributions:
-                    adjoints.add(slot, contribution)
-                shown = [(names[slot], contribution) for slot, contribution in contributions]
-                kept = entry[0].residuals(entry)
-                yield Step(entry[0].name, names[entry[OUT]], names.inputs(entry), kept, ct, shown)
-
     # -- roots -----------------------------------------------------------------------------------
 
     def _entries(self) -> list[Entry]:
@@ -238,37 +213,6 @@ class Tape:
     def _holds(self, slot: int) -> bool:
         return self._segment.holds(slot)
 
-    def _roots(self, root: Roots) -> list[Variable]:
-        if root is None:
-            last = self._last()
-            if last is None:
-                raise RecordingError(
-                    f"{self._name}.backward: nothing was recorded.\n"
-                    f"  Compute with Variables between begin() and stop(): plain arrays leave no entry."
-                )
-            if last[SHAPE] != ():
-                raise ArgumentError(
-                    f"{self._name}.backward: the last value recorded is {last[0].name} of shape {last[SHAPE]}, not a scalar.\n"
-                    f"  Name the root, backward(loss); or end with tg.sum or tg.mean; or give a seed of its shape."
-                )
-            return [result(np.empty((), last[DTYPE]), last[OUT])]
-        roots = list(root) if isinstance(root, Sequence) else [root]
-        if not roots:
-            raise ArgumentError(f"{self._name}.backward: the list of roots is empty. Give at least one.")
-        for r in roots:
-            self._require_root(r)
-        return roots
-
-    def _require_root(self, root: Any) -> None:
-        if not isinstance(root, Variable):
-            raise ArgumentError(
-                f"{self._name}.backward: `root` must be a Variable that was recorded, and {describe(root)} came.\n"
-                f"  Keep the loss as a Variable: float(loss) and loss.value leave the tape."
-            )
-        if self._holds(root._slot) or (root._slot < 0 and self._entries()):
-            return
-        self._refuse_root(root)
-
     def _refuse_root(self, root: Variable) -> None:
         if not self._entries():
             what = "nothing was recorded"
@@ -280,42 +224,12 @@ class Tape:
             f"{self._name}.backward: {what}.\n  Compute the root from Variables between this tape's begin() and stop()."
         )
 
-    def _seeded(self, root: Roots, seed: Any, record: bool = False) -> tuple[list[Variable], list[Any]]:
-        """The roots, and for each the cotangent that the sweep starts from: a Variable only if it is recorded."""
-        roots = self._roots(root)
-        if not isinstance(root, Sequence):
-            given = [seed]
-        elif seed is None:
-            given = [None] * len(roots)
-        else:
-            given = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-        if len(given) != len(roots):
-            raise ArgumentError(
-                f"{self._name}.backward: {len(roots)} roots need a list of as many seeds, and {len(given)} came."
-            )
-        return roots, [self._seed_for(r, s, record) for r, s in zip(roots, given, strict=True)]
-
-    def _seed_for(self, root: Variable, seed: Any, record: bool) -> Any:
-        if seed is None:
-            if root.shape != ():
-                raise ArgumentError(
-                    f"{self._name}.backward: the root is not a scalar: {describe(root._array)}.\n"
-                    f"  Reduce it (tg.mean, tg.sum), or give its cotangent: backward(root, seed=array of shape {root.shape})."
-                )
-            return np.ones((), root.dtype)
-        if isinstance(seed, Variable):
-            require_shape(seed, root, f"{self._name}.backward", "seed")
-            return seed if record else seed._array
-        seed = numbers(seed, root.dtype, f"{self._name}.backward", "seed")
-        require_shape(seed, root, f"{self._name}.backward", "seed")
-        return seed
-
     @contextlib.contextmanager
     def _appending(self) -> Iterator[None]:
         """A scope in which this tape is active, whether or not it is between begin and stop."""
         active, append = ACTIVE.get() or (), self.append
         token = ACTIVE.set(active if self in active else (*active, self))
-        self.append = self._append_guarded if self._guard else self._segment.entries.append
+        self.append = self._appender()
         try:
             yield
         finally:
@@ -383,23 +297,3 @@ class ByReference:
         slots = self.variant.input_slots(entry)
         once = dict.fromkeys(slots[a] for a in self.variant.live)  # one value may be given for two arguments
         return [(slot, sums[slot]) for slot in once if slot in sums]
-
-
-def require_shape(array: Any, v: Variable, where: str, what: str) -> None:
-    if array.shape != v.shape:
-        raise ShapeError(
-            f"{where}: the {what} must have the shape of its Variable.\n  {what}: {array.shape}      Variable: {v.shape}"
-        )
-
-
-def numbers(values: Any, dtype: Any, where: str, what: str) -> Array:
-    """`values` as a fresh real array of `dtype`, or the error that says what came."""
-    try:
-        array = np.array(values)
-    except ValueError:
-        array = np.array(None)
-    if array.dtype.kind not in "fiub":
-        raise DtypeError(
-            f"{where}: the {what} must be an array of real numbers, and {describe(values)} came."
-        )
-    return array.astype(dtype)

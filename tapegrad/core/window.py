@@ -1,0 +1,150 @@
+"""The segments that a capacitor keeps, and the spans of them that belong to the parts of a model.
+
+A segment's entries are one list. A *span* is a run of that list which one part recorded, and is dropped
+when that part's schedule forgets it, whatever happens to the spans beside it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from typing import Any
+
+from .adjoints import AdjointMap
+from .entry import Entry
+from .schedule import Schedule
+from .tape import Segment
+from .variable import LEAVES, Variable, next_slot
+
+
+class Clock:
+    """A schedule on a tape, and what it has come to; the spans of its part, oldest first."""
+
+    def __init__(self, schedule: Schedule, index: int = 0) -> None:
+        self.schedule = schedule
+        self.swept = index  # the segment of the last sweep
+        self.forgotten = 0  # the segment up to which everything is forgotten
+        self.spans: deque[tuple[WindowSegment, Span]] = deque()
+
+    def oldest(self, newest: int, length: int | None) -> int:
+        """The oldest of `length` segments up to segment `newest` that is not forgotten."""
+        return max(1 if length is None else newest - length + 1, self.forgotten + 1)
+
+    def leaving(self, newest: int) -> list[tuple[WindowSegment, Span]]:
+        """The spans that are out of reach from segment `newest`; those on which no loss waits are taken off."""
+        oldest, leaving = self.oldest(newest, self.schedule.window), []
+        while self.spans and self.spans[0][0].index < oldest:
+            leaving.append(self.spans.popleft())
+        self.spans.extendleft(pair for pair in reversed(leaving) if pair[0].waits(pair[1]))
+        return leaving
+
+    def reset(self) -> None:
+        self.schedule.reset()
+        self.swept = self.forgotten = 0
+        self.spans.clear()
+
+
+class Span:
+    """Entries `start` … `stop` of a segment, whose slots lie above `first` and up to `end`; one part's."""
+
+    __slots__ = ("clock", "end", "first", "held", "recorded", "start", "stop")
+
+    def __init__(self, clock: Clock, first: int, start: int, recorded: bool) -> None:
+        self.clock, self.first, self.start = clock, first, start
+        self.end, self.stop = first, start
+        self.recorded = self.held = recorded
+
+
+class Loss:
+    """A cotangent handed in for the value in `slot`, and the clocks whose parts have not swept it yet."""
+
+    __slots__ = ("seed", "slot", "waiting")
+
+    def __init__(self, slot: int, seed: Any, waiting: set[Clock]) -> None:
+        self.slot, self.seed, self.waiting = slot, seed, waiting
+
+
+class WindowSegment(Segment):
+    """A segment on the deque: what was recorded, the losses handed in and not yet swept, its last adjoints."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.spans: list[Span] = []
+        self.losses: list[Loss] = []
+        self.adjoints: AdjointMap = AdjointMap({})
+        self.inputs: list[Any] = []  # one per entry where the window is to be re-run; see replay.py
+        self._leaf_reads: list[tuple[int, int, Variable]] = []
+
+    # -- spans -----------------------------------------------------------------------------------
+
+    def enter(self, clock: Clock, recorded: bool) -> None:
+        """What comes now belongs to the part of `clock`; its values are held if it is `recorded`."""
+        self.settle()
+        first = next_slot() if self.spans else self.first
+        self.spans.append(Span(clock, first, len(self.entries), recorded))
+
+    def settle(self) -> None:
+        """Note where the span that is open has come to."""
+        if self.spans:
+            self.spans[-1].stop, self.spans[-1].end = len(self.entries), next_slot()
+
+    def close(self) -> None:
+        """No entry follows: each span that holds any is on its clock's list from now on."""
+        self.settle()
+        if len(self.spans) > 1:
+            self.spans = [span for span in self.spans if span.stop > span.start or not span.recorded]
+        for span in self.spans:
+            if span.recorded:
+                span.clock.spans.append((self, span))
+
+    def waits(self, span: Span) -> bool:
+        """Whether a loss that `span` computed is still to be swept."""
+        return any(loss.slot < 0 or span.first < loss.slot <= span.end for loss in self.losses)
+
+    def span_of(self, slot: int) -> Span | None:
+        """The span in which the value in `slot` was computed, even if it is not held any more."""
+        at = bisect_left(self.spans, slot, key=lambda span: span.first) - 1
+        return self.spans[at] if at >= 0 and slot <= self.spans[at].end else None
+
+    def drop(self, span: Span) -> None:
+        """Forget the entries of `span`."""
+        count = span.stop - span.start
+        del self.entries[span.start : span.stop]
+        del self.guarded[span.start : span.stop]
+        del self.inputs[span.start : span.stop]
+        reads = [read for read in self._leaf_reads if not span.start <= read[0] < span.stop]
+        self._leaf_reads = [(at - count if at >= span.stop else at, i, leaf) for at, i, leaf in reads]
+        for later in self.spans[self.spans.index(span) + 1 :]:
+            later.start, later.stop = later.start - count, later.stop - count
+        span.stop, span.held = span.start, False
+
+    @property
+    def held(self) -> bool:
+        """Whether any of it is left."""
+        return any(span.held for span in self.spans)
+
+    # -- leaves ----------------------------------------------------------------------------------
+
+    def drop_leaves(self) -> None:
+        """Forget the arrays of leaves (weights="current"), remembering where a sweep has to put today's."""
+        for at, entry in enumerate(self.entries):
+            fields = None
+            for position, slot_position in entry[0].values:
+                slot = entry[slot_position]
+                leaf = LEAVES.get(slot) if isinstance(slot, int) and slot < 0 else None
+                if leaf is not None:
+                    fields = fields or list(entry)
+                    fields[position] = None
+                    self._leaf_reads.append((at, position, leaf))
+            if fields:
+                self.entries[at] = tuple(fields)
+
+    def entries_today(self) -> list[Entry]:
+        """The entries, with today's arrays for the leaves that were dropped."""
+        if not self._leaf_reads:
+            return self.entries
+        entries: list[Any] = list(self.entries)
+        for at, position, leaf in self._leaf_reads:
+            entry = entries[at]
+            entries[at] = (*entry[:position], leaf._array, *entry[position + 1 :])
+        return entries

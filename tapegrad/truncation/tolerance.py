@@ -1,0 +1,75 @@
+"""Ending a sweep when what is still to come cannot matter any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.schedule import Schedule, as_schedule
+from ..errors import ArgumentError
+
+
+class Tolerance(Schedule):
+    """`schedule`, whose sweeps end where the adjoints have fallen below `eps` times their largest norm.
+
+    Every loss of the sweep is seeded before that. `sweep.saved` says how many segments were left out, and
+    `sweep.left_out` bounds what they could matter: the norm at the end by the largest, times their
+    number, in units of the largest contribution that one segment makes. The bound holds as long as the
+    adjoints do not grow again and older segments are no more sensitive to the parameters than the
+    newest. The norms cost a pass over the state at each joint.
+    """
+
+    def __init__(self, eps: float, schedule: Schedule | int) -> None:
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+            raise ArgumentError(f"Tolerance: `eps` must be a number between 0 and 1, and {eps!r} came.")
+        self.eps = eps
+        self.schedule = as_schedule(schedule)
+        if isinstance(self.schedule, Tolerance):
+            raise ArgumentError("Tolerance: `schedule` is a Tolerance itself. Use the smaller `eps` alone.")
+
+    def __repr__(self) -> str:
+        return f"Tolerance({self.eps}, {self.schedule})"
+
+    def fresh(self) -> Tolerance:
+        return Tolerance(self.eps, self.schedule)
+
+    def ends(self, norms: Sequence[float]) -> bool:
+        return norms[-1] <= self.eps * max(norms)
+
+    @property
+    def window(self) -> int | None:  # type: ignore[override]
+        return self.schedule.window
+
+    @property
+    def reach(self) -> int | None:
+        return self.schedule.reach
+
+    def due(self, index: int, swept: int) -> bool:
+        return self.schedule.due(index, swept)
+
+    def forgets(self, index: int) -> int:
+        return self.schedule.forgets(index)
+
+    def records(self, index: int) -> bool:
+        return self.schedule.records(index)
+
+    def scale(self, index: int) -> float:
+        return self.schedule.scale(index)
+
+    def beyond(self, tape: Any, left_edge: Any) -> dict[int, Any]:
+        return self.schedule.beyond(tape, left_edge)
+
+    def closed(self, tape: Any) -> None:
+        self.schedule.closed(tape)
+
+    def swept(self, tape: Any, sweep: Any) -> None:
+        self.schedule.swept(tape, sweep)
+
+    def reset(self) -> None:
+        self.schedule.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(state)
