@@ -30,6 +30,7 @@ from .core.schedule import Chunked as Chunked
 from .core.schedule import Full as Full
 from .core.schedule import Schedule as Schedule
 from .core.schedule import Sliding as Sliding
+from .core.snapshot import Slot as Slot
 from .core.sweep import Sweep as Sweep
 from .core.tape import Tape as Tape
 from .core.variable import Parameter as Parameter
@@ -39,6 +40,7 @@ from .core.walk import Step as Step
 from .errors import ArgumentError as ArgumentError
 from .errors import DtypeError as DtypeError
 from .errors import EvictedError as EvictedError
+from .errors import GradientError as GradientError
 from .errors import GradientStopsWarning as GradientStopsWarning
 from .errors import NonFiniteError as NonFiniteError
 from .errors import OutOfRangeError as OutOfRangeError
@@ -47,6 +49,7 @@ from .errors import ShapeError as ShapeError
 from .errors import TapegradError as TapegradError
 from .errors import UnsupportedError as UnsupportedError
 from .errors import WindowWarning as WindowWarning
+from .gradcheck import check_gradients as check_gradients
 from .ops import operators as operators
 from .ops import protocols as protocols
 from .ops.elementwise import absolute as absolute

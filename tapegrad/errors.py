@@ -45,6 +45,10 @@ class NonFiniteError(TapegradError, FloatingPointError):
     """A NaN or an infinity where it would have spoilt the weights."""
 
 
+class GradientError(TapegradError):
+    """A gradient is not what differences say."""
+
+
 class WindowWarning(UserWarning):
     """The window of a capacitor is much longer than its adjoints live, or they still grow where it cuts."""
 

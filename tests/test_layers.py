@@ -17,7 +17,7 @@ ORDER = [
     [
         "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
         "core.guard", "core.seeds", "core.tape", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
-        "core.lag", "core.part", "core.capacitor",
+        "core.lag", "core.part", "core.capacitor", "core.snapshot",
     ],
     [
         "ops.elementwise", "ops.shape", "ops.reduce", "ops.linalg", "ops.index", "ops.softmax", "ops.recurrent",
@@ -32,6 +32,7 @@ ORDER = [
         "optim.optimizer", "optim.sgd", "optim.adam", "optim.clip", "optim",
         "data.streams", "data.text", "data",
     ],
+    ["gradcheck"],
     ["checkpoint", "render.figure", "render.lags", "render.blocks", "render.spectrum", "render"],
     ["__init__"],
 ]  # fmt: skip

@@ -54,6 +54,9 @@ class CapacitorTape(Tape):
     scales them (0 drops), a callable maps the pending adjoints `{slot: array}` to those that go on.
     """
 
+    state_dict: Callable[..., dict[str, Any]]  # a snapshot, and the way back; see snapshot.py
+    load_state_dict: Callable[..., Any]
+
     def __init__(
         self,
         schedule: Schedule | int,
@@ -159,14 +162,18 @@ class CapacitorTape(Tape):
         leaving = [pair for clock in self._clocks for pair in clock.leaving(self._count)]
         for segment, span in leaving:
             if segment.index > span.clock.forgotten and segment.waits(span):
+                parts = (
+                    " A part of this tape is due later: shorten its stride." if len(self._clocks) > 1 else ""
+                )
                 raise EvictedError(
                     f"{self._name}.stop: segment {segment.index} holds a loss that was handed in and never swept, "
-                    f"and would leave the window of {span.clock.schedule.window} now.\n"
+                    f"and would leave the window of {span.clock.schedule.window} now.{parts}\n"
                     f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
                 )
         for segment, span in leaving:
             if not segment.waits(span):
                 segment.drop(span)
+                span.clock.spans.remove((segment, span))
                 self._evicted.append((segment.index, span.first, span.end, True))
         while self._closed and not self._closed[0].held:
             self._closed.popleft()
@@ -225,8 +232,8 @@ class CapacitorTape(Tape):
         try:
             return self._sweep_window(wanted, due)
         except BaseException:  # as if it had not been handed in: the call may be repeated
-            for segment, _ in handed_in:
-                segment.losses.pop()
+            for segment, loss in handed_in:
+                segment.losses = [other for other in segment.losses if other is not loss]
             raise
 
     def sweep(self, *, keep: Iterable[Variable] = ()) -> Sweep | None:

@@ -7,7 +7,7 @@ window notes what entered each op from outside its span: leaves, constants, valu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..errors import ArgumentError
 from .entry import ITEM, OUT, SLOTS, Entry
 from .generate import keep
 from .variable import LEAVES, Variable, result
-from .window import WindowSegment
+from .window import Span, WindowSegment
 
 
 class Leaf(NamedTuple):
@@ -65,57 +65,80 @@ def strip(segment: WindowSegment) -> None:
 
 
 class Rerun:
-    """A window that has been run again: its entries by segment, and what every value came out as."""
+    """A window that has been run again: its entries by segment, and what every value came out as.
 
-    def __init__(
-        self,
-        window: Sequence[WindowSegment],
-        leaf_value: Callable[[Leaf], Any] = lambda leaf: leaf.variable._array,
-        crossing: Callable[[int, int, Any], Any] | None = None,
-    ) -> None:
-        """`leaf_value(leaf)` is the array of a leaf; `crossing(slot, index, value)` is what segment `index`
-        reads for a value that was computed in an earlier one."""
+    Subclasses change what is read: the gradient check, to move a leaf a little.
+    """
+
+    def __init__(self, window: Sequence[WindowSegment]) -> None:
         self.window = window
-        self.leaf_value, self.crossing = leaf_value, crossing
         self.values: dict[int, Any] = {}
         self._entries: dict[int, list[Entry]] = {}
         for segment in window:
-            pairs = zip(segment.entries, segment.inputs, strict=True)
-            self._entries[segment.index] = [self._run(segment, entry, inputs) for entry, inputs in pairs]
+            made = self._entries[segment.index] = list(segment.entries)
+            for span in segment.spans:
+                for at in range(span.start, span.stop) if self.runs(segment, span) else ():
+                    made[at] = self._run(segment, span, made[at], segment.inputs[at])
 
     def entries(self, segment: WindowSegment) -> list[Entry]:
+        """The segment's entries, with what their ops keep today."""
         return self._entries[segment.index]
 
-    def _run(self, segment: WindowSegment, entry: Entry, inputs: Inputs | None) -> Entry:
+    def runs(self, segment: WindowSegment, span: Span) -> bool:
+        """Whether to run `span` again."""
+        return True
+
+    def leaf(self, leaf: Leaf, segment: WindowSegment, span: Span) -> Any:
+        """The array of a leaf that `span` reads."""
+        return leaf.variable._array
+
+    def constant(self, value: Any) -> Any:
+        """A constant, or a value from before the window, as it was noted."""
+        return value
+
+    def crossing(self, slot: int, value: Any, segment: WindowSegment) -> Any:
+        """What `segment` reads for the value in `slot`, which an earlier segment computed."""
+        return value
+
+    def _run(self, segment: WindowSegment, span: Span, entry: Entry, inputs: Inputs | None) -> Entry:
         variant = entry[0]
         if inputs is None:
             self.values[entry[OUT]] = self.values[entry[SLOTS]][entry[SLOTS + 1]]
             return entry
-        p, slots = variant.primitive, variant.input_slots(entry)
-        given = {a: self._read(segment, slots.get(a, 0), noted) for a, noted in inputs.arguments.items()}
-        first = next(iter(given.values()))
-        xp = namespace(*first) if isinstance(first, tuple) else namespace(first)
-        y = p.body(xp, *given.values(), **inputs.statics)
-        self.values[entry[OUT]] = y[0] if p.hidden and not p.outputs else y
-        names = () if isinstance(p.outputs, str) else (*(p.outputs or ["y"]), *p.hidden)
-        made = dict(zip(names, y if p.outputs or p.hidden else [y], strict=False))
-        named = {**given, **inputs.statics, **made, **{f"{a}_shape": shape_of(v) for a, v in given.items()}}
-        residuals = [named[name] if name in variant.kept else None for name in variant.layout]
-        return (*entry[: SLOTS + len(p.differentiable)], *residuals)
 
-    def _read(self, segment: WindowSegment, slot: Any, noted: Any) -> Any:
-        if isinstance(slot, tuple):
-            return tuple(self._read(segment, s, n) for s, n in zip(slot, noted, strict=True))
-        if isinstance(noted, Leaf):
-            return self.leaf_value(noted)
-        if slot <= 0 or slot not in self.values:
-            return noted
-        value = self.values[slot]
-        return (
-            value
-            if slot > segment.first or self.crossing is None
-            else self.crossing(slot, segment.index, value)
-        )
+        def read(slot: Any, noted: Any) -> Any:
+            if isinstance(slot, tuple):
+                return tuple(map(read, slot, noted))
+            if isinstance(noted, Leaf):
+                return self.leaf(noted, segment, span)
+            if slot <= 0 or slot not in self.values:
+                return self.constant(noted)
+            value = self.values[slot]
+            return value if slot > segment.first else self.crossing(slot, value, segment)
+
+        p, slots = variant.primitive, variant.input_slots(entry)
+        given = {a: read(slots.get(a, 0), noted) for a, noted in inputs.arguments.items()}
+        y = compute(p, given, inputs.statics)
+        self.values[entry[OUT]] = y[0] if p.hidden and not p.outputs else y
+        return (*entry[: SLOTS + len(p.differentiable)], *residuals_of(variant, given, inputs.statics, y))
+
+
+def compute(p: Any, given: dict[str, Any], statics: dict[str, Any]) -> Any:
+    """What the body of an op returns for these arguments."""
+    first = next(iter(given.values()))
+    return p.body(
+        namespace(*first) if isinstance(first, tuple) else namespace(first), *given.values(), **statics
+    )
+
+
+def residuals_of(variant: Any, given: dict[str, Any], statics: dict[str, Any], y: Any) -> list[Any]:
+    """What an entry of `variant` keeps of a call, in the order in which it keeps it."""
+    p = variant.primitive
+    names = () if isinstance(p.outputs, str) else (*(p.outputs or ["y"]), *p.hidden)
+    made = dict(zip(names, y if p.outputs or p.hidden else [y], strict=False))
+    shapes = {f"{a}_shape": shape_of(v) for a, v in given.items()}
+    named = {**given, **statics, **made, **shapes}
+    return [named[name] if name in variant.kept else None for name in variant.layout]
 
 
 class State:

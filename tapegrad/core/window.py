@@ -6,6 +6,7 @@ when that part's schedule forgets it, whatever happens to the spans beside it.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections import deque
 from typing import Any
@@ -31,12 +32,9 @@ class Clock:
         return max(1 if length is None else newest - length + 1, self.forgotten + 1)
 
     def leaving(self, newest: int) -> list[tuple[WindowSegment, Span]]:
-        """The spans that are out of reach from segment `newest`; those on which no loss waits are taken off."""
-        oldest, leaving = self.oldest(newest, self.schedule.window), []
-        while self.spans and self.spans[0][0].index < oldest:
-            leaving.append(self.spans.popleft())
-        self.spans.extendleft(pair for pair in reversed(leaving) if pair[0].waits(pair[1]))
-        return leaving
+        """The spans that are out of reach from segment `newest`."""
+        oldest = self.oldest(newest, self.schedule.window)
+        return list(itertools.takewhile(lambda pair: pair[0].index < oldest, self.spans))
 
     def reset(self) -> None:
         self.schedule.reset()

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.adjoints import Adjoints
 from ..core.schedule import Schedule
+from ..core.snapshot import Slot
 from ..types import Array
 
 Sensitivity = dict[int, Array]  # by leaf slot: (size of the value, *shape of the leaf)
@@ -57,6 +58,16 @@ class RealTime(Schedule):
 
     def reset(self) -> None:
         self._known = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        known = [
+            [Slot(slot), [[Slot(leaf), s] for leaf, s in sensitivity.items()]]
+            for slot, sensitivity in self._known.items()
+        ]
+        return {"known": known}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._known = {slot: {leaf: np.array(s) for leaf, s in parts} for slot, parts in state["known"]}
 
     def _sensitivity(self, slot: int, segment: Any) -> Sensitivity:
         """∂value/∂leaf for the value in `slot`, which `segment` computed unless it is known already."""

@@ -1,0 +1,422 @@
+"""Is a gradient right? Differences say, also of a truncated one, with its left edge frozen.
+
+A truncated gradient is the exact derivative of something: of the window's losses, when the values that
+entered the window stay as they are, and when what crosses a joint moves by as much as the joint's
+policy lets through. The window's recorded ops are run again with a leaf moved a little, in double
+precision; nothing of the pullbacks is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .core.adjoints import Adjoints
+from .core.capacitor import CapacitorTape
+from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle
+from .core.replay import Leaf, Rerun, compute
+from .core.schedule import Full, Schedule
+from .core.sweep import Joints, in_step
+from .core.variable import Variable
+from .core.window import Clock, Span, WindowSegment
+from .errors import ArgumentError, GradientError, describe
+from .types import Array
+
+
+class GradientReport(NamedTuple):
+    """What was checked, and how far gradients and differences were apart (relative, at worst)."""
+
+    sweeps: int
+    leaves: int
+    worst: float
+
+    def __str__(self) -> str:
+        return (
+            f"check_gradients: {self.sweeps} sweeps, {self.leaves} leaves, "
+            f"worst relative difference {self.worst:.1e}"
+        )
+
+
+def check_gradients(
+    f: Callable[..., Any],
+    *args: Any,
+    eps: float = 1e-5,
+    tolerance: float | None = None,
+    directions: int = 2,
+    seed: int = 0,
+) -> GradientReport:
+    """Compare gradients with central differences, along random directions for each leaf.
+
+        tg.check_gradients(lambda a, b: tg.sum(np.tanh(a @ b)), a, b)      # arrays or Variables
+        tg.check_gradients(loop, tg.CapacitorTape(20))                     # every sweep of loop(tape)
+
+    `f` of arrays returns a scalar, and is checked for its arguments and for all leaves that it reads.
+    A loop is a function of a CapacitorTape that records segments and calls `tape.backward`: the window
+    of each sweep is run again, its left edge frozen, with the schedule's factors, the same joint policy,
+    the same weights ("recorded" or "replay") and parts. For a callable joint each segment is checked by
+    itself, given what the joint let through. Steps of an optimizer in the loop are allowed.
+
+    `eps`: the step, relative to the largest element of a leaf. `tolerance`: largest relative difference,
+    1e-6 for float64 and 2e-3 for float32 by default. Memory: twice the window.
+
+    Raises GradientError that names the sweep, the leaf, its worst element and, if one op's rule is to
+    blame, the op; ArgumentError for what is no derivative (weights="current") or looks beyond the window.
+    """
+    if len(args) == 1 and isinstance(args[0], CapacitorTape):
+        loop, tape = f, args[0]
+    else:
+        leaves = [a if isinstance(a, Variable) else Variable(a) for a in args]
+        tape = CapacitorTape(Full())
+
+        def loop(tape: CapacitorTape) -> None:
+            with tape:
+                y = f(*leaves)
+            if not isinstance(y, Variable):
+                raise ArgumentError(
+                    f"check_gradients: `f` must return a scalar Variable, and {describe(y)} came."
+                )
+            tape.backward(y)
+            tape.sweep()
+
+    require_checkable(tape)
+    check = Check(tape, eps, tolerance, directions, np.random.default_rng(seed))
+    kept_inputs, joint = tape._keeps_inputs, tape.joint
+    tape._keeps_inputs = True
+    tape._sweep_window = check.sweep_window  # type: ignore[method-assign]
+    try:
+        loop(tape)
+    finally:
+        del tape._sweep_window  # the method is the class's again
+        tape._keeps_inputs, tape.joint = kept_inputs, joint
+    if not check.sweeps:
+        raise ArgumentError("check_gradients: nothing was swept. End the loop with tape.sweep().")
+    return GradientReport(check.sweeps, len(check.leaves), check.worst)
+
+
+def require_checkable(tape: CapacitorTape) -> None:
+    if tape.weights == "current":
+        raise ArgumentError(
+            'check_gradients: under weights="current" a sweep is not the derivative of anything.\n'
+            '  Check the loop with weights="recorded" or "replay".'
+        )
+    schedules = [clock.schedule for clock in tape._clocks]
+    if any(type(s).beyond is not Schedule.beyond and not hasattr(s, "schedule") for s in schedules):
+        raise ArgumentError(
+            f"check_gradients: {schedules[0]} looks beyond its window, where nothing is frozen.\n"
+            f"  Compare it with Full() instead."
+        )
+    if len(schedules) > 1 and any(type(s).ends is not Schedule.ends for s in schedules):
+        raise ArgumentError(
+            "check_gradients: a sweep that ends early can be checked on a tape without parts only."
+        )
+    if len(tape):
+        raise ArgumentError(
+            "check_gradients: the tape holds segments from before. Pass a fresh one, or reset() it."
+        )
+
+
+class Moved(Rerun):
+    """The window again in float64, with leaves moved by `moves`, and what crosses a joint by its factor."""
+
+    def __init__(self, check: Check, window: Sequence[WindowSegment], moves: dict[int, Array]) -> None:
+        self.check, self.moves = check, moves
+        super().__init__(window)
+
+    def runs(self, segment: WindowSegment, span: Span) -> bool:
+        return self.check.joints.reach(segment, span)
+
+    def leaf(self, leaf: Leaf, segment: WindowSegment, span: Span) -> Any:
+        array = (
+            leaf.variable._array if leaf.array is None or self.check.tape.weights == "replay" else leaf.array
+        )
+        return wide(array) + (
+            self.moves.get(leaf.variable._slot, 0.0) if span.clock in self.check.clocks else 0.0
+        )
+
+    def constant(self, value: Any) -> Any:
+        return wide(value)
+
+    def crossing(self, slot: int, value: Any, segment: WindowSegment) -> Any:
+        if not self.check.held:
+            return value
+        held = self.check.held[slot]
+        return held + self.check.factor(slot, segment) * (value - held) + self.moves.get(slot, 0.0)
+
+    def objective(self) -> float:
+        return sum(
+            float(np.sum(seed * self.values[slot])) for slot, seed in self.check.targets.items() if slot > 0
+        )
+
+
+class Check:
+    """The sweeps of one tape, each compared with differences."""
+
+    def __init__(
+        self, tape: CapacitorTape, eps: float, tolerance: float | None, directions: int, rng: Any
+    ) -> None:
+        self.tape, self.eps, self.tolerance, self.directions, self.rng = tape, eps, tolerance, directions, rng
+        self.joint = tape.joint
+        self.sweeps, self.worst = 0, 0.0
+        self.leaves: set[int] = set()
+        self.crossed: list[tuple[dict[int, Any], dict[int, Any]]] = []
+
+    def sweep_window(self, keep: Sequence[Variable], due: Sequence[Clock]) -> Any:
+        """What replaces the tape's own sweep: that sweep, and then the comparison."""
+        window = [frozen(segment) for segment in self.tape._window()]
+        passes = [
+            (
+                clocks,
+                {
+                    loss.slot: wide(loss.seed)
+                    for s in window
+                    for loss in s.losses
+                    if not loss.waiting.isdisjoint(clocks)
+                },
+            )
+            for clocks in in_step(due, window)
+        ]
+        self.scales = {
+            clock: {i: clock.schedule.scale(i) for i in range(window[0].index, window[-1].index)}
+            for clock in self.tape._clocks
+        }
+        self.crossed = []
+        self.tape.joint = self.note if callable(self.joint) else self.joint
+        try:
+            sweep = CapacitorTape._sweep_window(self.tape, keep, due)
+        finally:
+            self.tape.joint = self.joint
+        self.sweeps += 1
+        leaves = leaves_read(window)
+        gradients = {slot: wide(sweep.gradients.by_slot.get(slot, 0.0)) for slot in leaves}
+        if sweep.saved:
+            window = window[-sweep.segments :]
+        expected = {slot: Differences() for slot in leaves}
+        directions = {
+            slot: [self.rng.standard_normal(leaf.shape) for _ in range(self.directions)]
+            for slot, leaf in leaves.items()
+        }
+        for clocks, seeds in passes:
+            self.begin_pass(window, clocks, seeds)
+            for slot, leaf in leaves.items():
+                expected[slot].add([self.difference(slot, d, scale_of(leaf)) for d in directions[slot]])
+        for slot, leaf in leaves.items():
+            found = [float(np.sum(gradients[slot] * d)) for d in directions[slot]]
+            error = self.apart(found, expected[slot].total, leaf)
+            if error is not None:
+                raise GradientError(self.explained(slot, leaf, gradients[slot], error, window, passes))
+        self.leaves |= leaves.keys()
+        return sweep
+
+    def note(self, pending: dict[int, Any]) -> dict[int, Any]:
+        """The joint, with what it was given and what it let through noted."""
+        before = {slot: np.array(ct) for slot, ct in pending.items()}
+        assert callable(self.joint)
+        passed = self.joint(pending)
+        self.crossed.append(
+            (before, {s: np.array(ct) for s, ct in passed.items()} if isinstance(passed, dict) else {})
+        )
+        return passed
+
+    def begin_pass(
+        self, window: Sequence[WindowSegment], clocks: Sequence[Clock], seeds: dict[int, Array]
+    ) -> None:
+        """What the next differences are of: these losses, collected for the parts of `clocks`."""
+        self.window, self.clocks = window, clocks
+        self.at = {segment.index: i for i, segment in enumerate(window)}
+        self.joints = Joints(window, None)
+        self.targets = dict(seeds)
+        self.held: dict[int, Any] = {}
+        self.still = Moved(self, window, {})
+        self.held = self.still.values
+        if callable(self.joint):
+            self.targets = self.with_what_crossed(seeds)
+
+    def with_what_crossed(self, seeds: dict[int, Array]) -> dict[int, Array]:
+        """The losses, and for every value what the joint above its segment let through; checks what came to each joint."""
+        crossed, self.crossed = self.crossed[: len(self.window)], self.crossed[len(self.window) :]
+        targets = {slot: seed for slot, seed in seeds.items() if slot < 0}
+        above: dict[int, Any] = {}
+        for segment, (before, passed) in zip(reversed(self.window), crossed, strict=False):
+            here: dict[int, Any] = {}
+            for source in (seeds, above):
+                for slot, ct in source.items():
+                    if segment.holds(slot):
+                        here[slot] = here.get(slot, 0.0) + wide(ct)
+            self.check_arrivals(segment, here, before, above)
+            targets.update(here)
+            above = passed
+        return targets
+
+    def check_arrivals(self, segment: WindowSegment, here: Any, before: Any, above: Any) -> None:
+        """Raise unless the adjoints that `segment` hands to older values are what differences say."""
+        self.targets = here
+        for slot, ct in before.items():
+            if slot not in self.held:
+                continue  # from before the window: frozen
+            factor = self.scale(slot, segment)
+            d = self.rng.standard_normal(np.shape(ct))
+            moved = factor * (self.difference(slot, d, 1.0) + float(np.sum(wide(above.get(slot, 0.0)) * d)))
+            found = float(np.sum(wide(ct) * d))
+            if self.apart([found], [moved], ct) is not None:
+                raise GradientError(
+                    f"check_gradients: sweep {self.sweeps}: what arrived at the joint below segment {segment.index} is not "
+                    f"what differences say: {found:.8g} along a direction, and the difference is {moved:.8g}."
+                )
+
+    def scale(self, slot: int, segment: WindowSegment) -> float:
+        """The schedule's factor at the joint below `segment` for the value in `slot`."""
+        position = self.at[segment.index]
+        clock = self.joints.clock_of(slot)
+        if not self.joints.scaled or clock is None or position == 0:
+            return 1.0
+        crossed = range(self.window[position - 1].index, segment.index)
+        return float(np.prod([self.scales[clock][i] for i in crossed]))
+
+    def factor(self, slot: int, reader: WindowSegment) -> float:
+        """How much of a movement of the value in `slot` arrives in segment `reader`."""
+        if callable(self.joint):
+            return 0.0
+        owner = next(i for i in range(len(self.window) - 1, -1, -1) if slot >= self.window[i].first)
+        joint = 1.0 if self.joint is None else float(self.joint)
+        crossed = [self.window[i] for i in range(owner + 1, self.at[reader.index] + 1)]
+        return float(np.prod([joint * self.scale(slot, segment) for segment in crossed]))
+
+    def difference(self, slot: int, d: Array, size: float) -> float:
+        """The central difference of the objective when the value in `slot` moves along `d`."""
+        step = self.eps * size
+        up, down = (Moved(self, self.window, {slot: move * d}).objective() for move in (step, -step))
+        direct = float(np.sum(self.targets[slot] * d)) if slot < 0 and slot in self.targets else 0.0
+        return (up - down) / (2 * step) + direct
+
+    def apart(self, found: Sequence[float], expected: Sequence[float], like: Any) -> float | None:
+        """How far apart, if it is too far; notes the worst."""
+        error = float(np.max(np.abs(np.subtract(found, expected))))
+        size = max(float(np.max(np.abs(expected))), float(np.max(np.abs(found))), 1e-4)
+        limit = self.tolerance if self.tolerance is not None else (1e-6 if like.dtype == np.float64 else 2e-3)
+        if not error <= limit * size:
+            return error / size
+        self.worst = max(self.worst, error / size)
+        return None
+
+    def explained(
+        self, slot: int, leaf: Variable, gradient: Array, error: float, window: Any, passes: Any
+    ) -> str:
+        """The message: which leaf, which element, and which op's rule, if one op alone is wrong too."""
+        lines = [
+            f"check_gradients: sweep {self.sweeps}: the gradient of {leaf.name or 'a leaf'} is not what differences say: "
+            f"relative difference {error:.1e}."
+        ]
+        if leaf.size <= 2000 and not callable(self.joint):
+            by_element = np.zeros(leaf.shape)
+            for clocks, seeds in passes:
+                self.begin_pass(window, clocks, seeds)
+                for index in np.ndindex(leaf.shape):
+                    unit = np.zeros(leaf.shape)
+                    unit[index] = 1.0
+                    by_element[index] += self.difference(slot, unit, scale_of(leaf))
+            worst = np.unravel_index(np.argmax(np.abs(by_element - gradient)), leaf.shape)
+            where = tuple(int(i) for i in worst)
+            lines.append(
+                f"worst element {where}: gradient {gradient[worst]:.8g}, difference {by_element[worst]:.8g}."
+            )
+        lines.append(self.blame(window))
+        return "\n  ".join(lines)
+
+    def blame(self, window: Sequence[WindowSegment]) -> str:
+        """The op whose pullback is wrong by itself, if there is one."""
+        for segment in window:
+            entries = {entry[OUT]: entry for entry in self.still.entries(segment)}
+            for entry, inputs in zip(segment.entries, segment.inputs, strict=True):
+                if entry[0] is not ITEM and (wrong := self.wrong_rule(segment, entries[entry[OUT]], inputs)):
+                    return (
+                        f"the rule of `{entry[0].name}` for `{wrong}` is wrong by itself, in segment {segment.index}; "
+                        f"or its input is at a kink."
+                    )
+        return "every op's rule is right by itself: the graph was changed, or an input lies at a kink, or eps does not fit."
+
+    def wrong_rule(self, segment: WindowSegment, entry: Any, inputs: Any) -> str | None:
+        """The argument for which the pullback of `entry` is wrong, or None."""
+        variant, p = entry[0], entry[0].primitive
+        slots = variant.input_slots(entry)
+        if p.variadic:
+            return None
+        given = {}
+        for a, noted in inputs.arguments.items():
+            if isinstance(noted, Leaf):
+                given[a] = wide(noted.variable._array if noted.array is None else noted.array)
+            else:
+                given[a] = wide(self.held.get(slots.get(a, 0), noted))
+        shapes = entry[SHAPE] if entry[DTYPE] is None else [(entry[SHAPE], entry[DTYPE])]
+        cts = [self.rng.standard_normal(shape) for shape, _ in shapes]
+        ct = cts[0] if entry[DTYPE] is not None else Bundle(dict(enumerate(cts)))
+        pulled = Adjoints()
+        for slot, contribution in variant.pull(entry, ct):
+            pulled.add(slot, contribution)
+
+        def value(moved: dict[str, Any]) -> float:
+            y = compute(p, moved, inputs.statics)
+            ys = y[: len(cts)] if entry[DTYPE] is None or p.hidden else [y]
+            return float(sum(np.sum(c * v) for c, v in zip(cts, ys, strict=True)))
+
+        for a in variant.live:
+            same = [b for b in variant.live if slots[b] == slots[a]]  # one value given twice
+            d = self.rng.standard_normal(np.shape(given[a]))
+            step = self.eps
+            ends = [value({**given, **{b: given[b] + s * step * d for b in same}}) for s in (1.0, -1.0)]
+            expected = (ends[0] - ends[1]) / (2 * step)
+            found = float(np.sum(wide(pulled.sums.get(slots[a], 0.0)) * d))
+            if abs(found - expected) > 1e-3 * max(abs(found), abs(expected), 1e-3):
+                return str(a)
+        return None
+
+
+class Differences:
+    """Directional differences, added over passes."""
+
+    def __init__(self) -> None:
+        self.total: list[float] = []
+
+    def add(self, found: Sequence[float]) -> None:
+        self.total = [a + b for a, b in zip(self.total, found, strict=True)] if self.total else list(found)
+
+
+def frozen(segment: WindowSegment) -> WindowSegment:
+    """A copy that stays as it is when the tape forgets."""
+    same = copy.copy(segment)
+    same.entries, same.inputs = list(segment.entries), list(segment.inputs)
+    same.spans = [copy.copy(span) for span in segment.spans]
+    same.losses = [copy.copy(loss) for loss in segment.losses]
+    for loss in same.losses:
+        loss.waiting = set(loss.waiting)
+    return same
+
+
+def leaves_read(window: Sequence[WindowSegment]) -> dict[int, Variable]:
+    """The leaves that the window's ops have read, by slot."""
+    found: dict[int, Variable] = {}
+
+    def look(noted: Any) -> None:
+        if isinstance(noted, Leaf):
+            found[noted.variable._slot] = noted.variable
+        elif isinstance(noted, tuple):
+            for one in noted:
+                look(one)
+
+    for segment in window:
+        for inputs in segment.inputs:
+            for noted in inputs.arguments.values() if inputs is not None else ():
+                look(noted)
+    return found
+
+
+def wide(value: Any) -> Any:
+    """`value` in float64, if it is floating point; integers and masks as they are."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return np.asarray(value, np.float64) if kind == "f" or isinstance(value, float) else value
+
+
+def scale_of(leaf: Variable) -> float:
+    return max(1.0, float(np.max(np.abs(leaf._array), initial=0.0)))
