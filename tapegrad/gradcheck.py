@@ -103,7 +103,7 @@ def require_checkable(tape: CapacitorTape) -> None:
             '  Check the loop with weights="recorded" or "replay".'
         )
     schedules = [clock.schedule for clock in tape._clocks]
-    if any(type(s).beyond is not Schedule.beyond and not hasattr(s, "schedule") for s in schedules):
+    if any(type(s).beyond is not Schedule.beyond for s in schedules):
         raise ArgumentError(
             f"check_gradients: {schedules[0]} looks beyond its window, where nothing is frozen.\n"
             f"  Compare it with Full() instead."

@@ -24,8 +24,8 @@ ORDER = [
         "ops.operators", "ops.protocols",
     ],
     [
-        "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.tolerance", "truncation.adaptive",
-        "truncation.real_time", "truncation",
+        "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.real_time", "truncation.tolerance",
+        "truncation.adaptive", "truncation",
     ],
     [
         "nn.flat", "nn.module", "nn.layers", "nn.cells", "nn.losses", "nn.document", "nn",

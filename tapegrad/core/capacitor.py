@@ -24,7 +24,7 @@ from .seeds import Roots, seeded
 from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint
 from .tape import Segment, Tape
 from .variable import Variable
-from .window import Clock, Loss, WindowSegment
+from .window import Clock, Loss, WindowSegment, unswept
 
 EVICTIONS_REMEMBERED = 1024  # how many dropped segments an error message can still name
 
@@ -162,14 +162,7 @@ class CapacitorTape(Tape):
         leaving = [pair for clock in self._clocks for pair in clock.leaving(self._count)]
         for segment, span in leaving:
             if segment.index > span.clock.forgotten and segment.waits(span):
-                parts = (
-                    " A part of this tape is due later: shorten its stride." if len(self._clocks) > 1 else ""
-                )
-                raise EvictedError(
-                    f"{self._name}.stop: segment {segment.index} holds a loss that was handed in and never swept, "
-                    f"and would leave the window of {span.clock.schedule.window} now.{parts}\n"
-                    f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
-                )
+                raise EvictedError(unswept(self._name, segment, span, len(self._clocks) > 1))
         for segment, span in leaving:
             if not segment.waits(span):
                 segment.drop(span)

@@ -146,3 +146,13 @@ class WindowSegment(Segment):
             entry = entries[at]
             entries[at] = (*entry[:position], leaf._array, *entry[position + 1 :])
         return entries
+
+
+def unswept(tape: str, segment: WindowSegment, span: Span, parts: bool) -> str:
+    """The message for a loss that would leave its window without having been swept."""
+    later = " A part of this tape is due later: shorten its stride." if parts else ""
+    return (
+        f"{tape}.stop: segment {segment.index} holds a loss that was handed in and never swept, "
+        f"and would leave the window of {span.clock.schedule.window} now.{later}\n"
+        f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
+    )

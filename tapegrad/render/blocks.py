@@ -11,7 +11,7 @@ reached word t. (https://d2l.ai/chapter_recurrent-neural-networks/bptt.html, fig
 from __future__ import annotations
 
 import copy
-import dataclasses
+import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..core.capacitor import CapacitorTape
-from ..core.schedule import as_schedule
+from ..core.schedule import Schedule, as_schedule
 from ..core.variable import Parameter
 from ..errors import ArgumentError, WindowWarning, describe
 from ..ops.elementwise import multiply
@@ -147,7 +147,7 @@ def draw_row(ax: Any, y: float, name: str, words: list[str], found: Blocks) -> N
     """One schedule's row, its words at height `y`; heights are in lines of text and grow downwards."""
     starts = starts_of(words, SPACES)
     ends = [start + len(word) for start, word in zip(starts, words, strict=True)]
-    ax.text(-2, y, name, ha="right", va="center", weight="bold", size=TEXT)
+    ax.text(-2, y, name, ha="right", va="center", weight="bold", size=TEXT - 2)
     for t, word in enumerate(words):
         color = GREY if t in found.unreached else "black"
         ax.text((starts[t] + ends[t]) / 2, y, word, ha="center", va="center", color=color, size=TEXT)
@@ -248,10 +248,16 @@ def by_name(schedules: Any) -> dict[str, Any]:
 
 def name_of(schedule: Any) -> str:
     """A schedule as one would write it, defaults left out: `Sliding(window=3, stride=2)`."""
-    schedule = schedule.schedule if isinstance(schedule, CapacitorTape) else as_schedule(schedule)
-    if not dataclasses.is_dataclass(schedule):
-        return type(schedule).__name__
-    fields = {field.name: field.default for field in dataclasses.fields(schedule) if field.init}
-    given = {name: getattr(schedule, name, default) for name, default in fields.items()}
-    chosen = [f"{name}={value!r}" for name, value in given.items() if value != fields[name]]
+    if isinstance(schedule, CapacitorTape):
+        joint = schedule.joint
+        called = (
+            joint if isinstance(joint, (int, float)) else getattr(joint, "__name__", type(joint).__name__)
+        )
+        return name_of(schedule.schedule) + ("" if joint is None else f", joint={called}")
+    schedule = as_schedule(schedule)
+    chosen = [
+        f"{name}={name_of(value) if isinstance(value, Schedule) else repr(value)}"
+        for name, parameter in inspect.signature(type(schedule)).parameters.items()
+        if repr(value := getattr(schedule, name, parameter.default)) != repr(parameter.default)
+    ]
     return f"{type(schedule).__name__}({', '.join(chosen)})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.schedule import Schedule, as_schedule
 from ..errors import ArgumentError
+from .real_time import RealTime
 
 
 class Tolerance(Schedule):
@@ -24,8 +25,10 @@ class Tolerance(Schedule):
             raise ArgumentError(f"Tolerance: `eps` must be a number between 0 and 1, and {eps!r} came.")
         self.eps = eps
         self.schedule = as_schedule(schedule)
-        if isinstance(self.schedule, Tolerance):
-            raise ArgumentError("Tolerance: `schedule` is a Tolerance itself. Use the smaller `eps` alone.")
+        if isinstance(self.schedule, (Tolerance, RealTime)):
+            raise ArgumentError(
+                f"Tolerance: `schedule` is {self.schedule}, whose sweeps it cannot end. Wrap a schedule with a window."
+            )
 
     def __repr__(self) -> str:
         return f"Tolerance({self.eps}, {self.schedule})"
@@ -55,9 +58,6 @@ class Tolerance(Schedule):
 
     def scale(self, index: int) -> float:
         return self.schedule.scale(index)
-
-    def beyond(self, tape: Any, left_edge: Any) -> dict[int, Any]:
-        return self.schedule.beyond(tape, left_edge)
 
     def closed(self, tape: Any) -> None:
         self.schedule.closed(tape)
