@@ -226,7 +226,7 @@ class Check:
         """What the next differences are of: these losses, collected for the parts of `clocks`."""
         self.window, self.clocks = window, clocks
         self.at = {segment.index: i for i, segment in enumerate(window)}
-        self.joints = Joints(window, None)
+        self.joints = Joints(window, clocks, None)
         self.targets = dict(seeds)
         self.held: dict[int, Any] = {}
         self.still = Moved(self, window, {})
@@ -256,7 +256,7 @@ class Check:
         for slot, ct in before.items():
             if slot not in self.held:
                 continue  # from before the window: frozen
-            factor = self.scale(slot, segment)
+            factor = self.scale(segment)
             d = self.rng.standard_normal(np.shape(ct))
             moved = factor * (self.difference(slot, d, 1.0) + float(np.sum(wide(above.get(slot, 0.0)) * d)))
             found = float(np.sum(wide(ct) * d))
@@ -266,14 +266,13 @@ class Check:
                     f"what differences say: {found:.8g} along a direction, and the difference is {moved:.8g}."
                 )
 
-    def scale(self, slot: int, segment: WindowSegment) -> float:
-        """The schedule's factor at the joint below `segment` for the value in `slot`."""
+    def scale(self, segment: WindowSegment) -> float:
+        """The schedule's factor at the joint below `segment`."""
         position = self.at[segment.index]
-        clock = self.joints.clock_of(slot)
-        if not self.joints.scaled or clock is None or position == 0:
+        if not self.joints.scaled or position == 0:
             return 1.0
         crossed = range(self.window[position - 1].index, segment.index)
-        return float(np.prod([self.scales[clock][i] for i in crossed]))
+        return float(np.prod([self.scales[self.clocks[0]][i] for i in crossed]))
 
     def factor(self, slot: int, reader: WindowSegment) -> float:
         """How much of a movement of the value in `slot` arrives in segment `reader`."""
@@ -282,7 +281,7 @@ class Check:
         owner = next(i for i in range(len(self.window) - 1, -1, -1) if slot >= self.window[i].first)
         joint = 1.0 if self.joint is None else float(self.joint)
         crossed = [self.window[i] for i in range(owner + 1, self.at[reader.index] + 1)]
-        return float(np.prod([joint * self.scale(slot, segment) for segment in crossed]))
+        return float(np.prod([joint * self.scale(segment) for segment in crossed]))
 
     def difference(self, slot: int, d: Array, size: float) -> float:
         """The central difference of the objective when the value in `slot` moves along `d`."""

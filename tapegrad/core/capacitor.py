@@ -7,6 +7,7 @@ entry that computed it is gone. Nothing is recomputed, and nothing is detached.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +19,14 @@ from .adjoints import variables
 from .entry import Entry
 from .lag import LagWatch
 from .part import Part
-from .replay import Rerun, State, inputs_now, strip
+from .printout import kept_nbytes
+from .replay import Rerun, State, held_arrays, inputs_now, strip
 from .schedule import Schedule, as_schedule
 from .seeds import Roots, seeded
 from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint
 from .tape import Segment, Tape
 from .variable import Variable
-from .window import Clock, Loss, WindowSegment, unswept
+from .window import Clock, Loss, WindowSegment, evicted, unswept
 
 EVICTIONS_REMEMBERED = 1024  # how many dropped segments an error message can still name
 
@@ -93,6 +95,12 @@ class CapacitorTape(Tape):
         """The closed segments in the window, oldest first."""
         return tuple(self._closed)
 
+    @property
+    def nbytes(self) -> int:
+        window = self._window()
+        noted = (held_arrays(inputs) for segment in window for inputs in segment.inputs)
+        return kept_nbytes(itertools.chain(*(segment.entries for segment in window), noted))
+
     def capacitor(self, schedule: Schedule | int) -> Part:
         """A part of the model with a window of its own: what runs under `with part:` is kept by `schedule`."""
         if self.recording:
@@ -144,7 +152,8 @@ class CapacitorTape(Tape):
         elif self.weights == "current":
             segment.drop_leaves()
         self._count += 1
-        self._closed.append(segment)
+        if segment.held:
+            self._closed.append(segment)
         for span in segment.spans:
             if not span.recorded:
                 self._evicted.append((segment.index, span.first, span.end, False))
@@ -331,10 +340,6 @@ class CapacitorTape(Tape):
     def _refuse_root(self, root: Variable) -> None:
         dropped = [index for index, first, end, _ in self._evicted if first < root._slot <= end]
         if dropped:
-            window = self.schedule.window
             oldest = self._closed[0].index if self._closed else self._count + 1
-            raise EvictedError(
-                f"{self._name}.backward: the loss was recorded in segment {dropped[0]}, and the oldest segment kept is {oldest}.\n"
-                f"  window is {window}. Call backward within {window} segments of the loss, or raise the window."
-            )
+            raise EvictedError(evicted(self._name, dropped[0], oldest, self.schedule.window))
         super()._refuse_root(root)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import WindowWarning
+from .schedule import Schedule
 
 DEAD = 1e-7  # of the largest norm: below float32's resolution
-AGREE = 5  # looks in a row that must say the same
+AGREE = 3  # looks in a row that must say the same
 SHORTEST = 10  # segments below which a window is not judged
 
 
@@ -27,8 +28,10 @@ class LagWatch:
         self._sweeps += 1
         if self._done or self._sweeps < 8 or self._sweeps & (self._sweeps - 1):
             return
-        window = tape.schedule.window
-        if window is None or window < SHORTEST or sweep.segments < window or sweep.saved:
+        schedule = tape.schedule
+        window = schedule.window
+        chosen = type(schedule).reach is Schedule.reach  # and not one that is adapted as the loop runs
+        if not chosen or window is None or window < SHORTEST or sweep.segments < window:
             return
         self._verdicts.append(verdict(sweep.joint_norms, sweep.losses))
         latest = self._verdicts[-AGREE:]

@@ -56,6 +56,13 @@ def inputs_now(entry: Entry, first: int, recorded: bool) -> Inputs | None:
     return Inputs(arguments, {name: keep(given[name]) for name in variant.primitive.statics})
 
 
+def held_arrays(inputs: Inputs | None) -> tuple[Any, ...]:
+    """What was noted for one op, in the form of an entry that keeps nothing else."""
+    if inputs is None:
+        return ()
+    return (None,) * SLOTS + tuple(v for v in inputs.arguments.values() if not isinstance(v, Leaf))
+
+
 def strip(segment: WindowSegment) -> None:
     """Forget what the pullbacks keep: a re-run computes it again."""
     for at, entry in enumerate(segment.entries):

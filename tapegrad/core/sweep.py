@@ -57,7 +57,7 @@ class Sweep(Adjoints):
     def run(
         self,
         window: Sequence[WindowSegment],
-        clocks: Collection[Clock],
+        clocks: Sequence[Clock],
         joint: Joint,
         entries: Callable[[WindowSegment], list[Entry]],
     ) -> list[int]:
@@ -67,7 +67,7 @@ class Sweep(Adjoints):
         """
         before, self._at_joints = self._at_joints, []
         kept_before, self.kept = self.kept, dict.fromkeys(self.kept)
-        joints, stopped = Joints(window, joint), []
+        joints, stopped = Joints(window, clocks, joint), []
         losses_left = sum(not loss.waiting.isdisjoint(clocks) for s in window for loss in s.losses)
         for segment, older in zip(reversed(window), [*reversed(window[:-1]), None], strict=True):
             losses_left -= self._enter(segment, clocks)
@@ -146,60 +146,43 @@ class Sweep(Adjoints):
 
 
 class Joints:
-    """The borders between the segments of a window: what crosses them, and how far each part reaches back."""
+    """The borders between the segments of a window, for one pass that collects the gradients of `clocks`."""
 
-    def __init__(self, window: Sequence[WindowSegment], joint: Joint) -> None:
-        self.window, self.joint = window, joint
-        self.clocks = {span.clock for segment in window for span in segment.spans}
-        self.oldest = {clock: oldest_swept(clock, window) for clock in self.clocks}
-        self.scaled = any(type(c.schedule).scale is not Schedule.scale for c in self.clocks)
-        self.norms: dict[Clock, list[float]] = {
-            clock: [] for clock in self.clocks if type(clock.schedule).ends is not Schedule.ends
-        }
-        self.may_end = bool(self.norms)
+    def __init__(self, window: Sequence[WindowSegment], clocks: Sequence[Clock], joint: Joint) -> None:
+        self.joint, self.schedule = joint, clocks[0].schedule
+        parts = {span.clock for segment in window for span in segment.spans}
+        self.oldest = {clock: oldest_swept(clock, window) for clock in parts.union(clocks)}
+        self.last = min(self.oldest[clock] for clock in clocks)
+        self.scaled = type(self.schedule).scale is not Schedule.scale
+        self.may_end = type(self.schedule).ends is not Schedule.ends
+        self.norms: list[float] = []
 
     def reach(self, segment: WindowSegment, span: Span) -> bool:
+        """Whether the pass pulls back through `span`."""
         return segment.index >= self.oldest[span.clock]
 
-    def clock_of(self, slot: int) -> Clock | None:
-        """Whose part computed the value in `slot`; None if it is older than the window."""
-        for segment in reversed(self.window):
-            if slot >= segment.first:
-                span = segment.span_of(slot)
-                return span.clock if span else None
-        return None
+    def factor(self, segment: WindowSegment, older: WindowSegment | None) -> float:
+        """What the schedule makes of adjoints that go from `segment` on to `older`."""
+        if not self.scaled or older is None:
+            return 1.0
+        return math.prod(map(self.schedule.scale, range(older.index, segment.index)))
 
     def cross(self, segment: WindowSegment, older: WindowSegment | None, pending: Pending) -> Pending:
         """What of `pending` goes on to the next older segment."""
-        if self.scaled and older is not None:
-            pending = self._scaled(range(older.index, segment.index), pending)
+        factor = self.factor(segment, older)
+        if factor != 1.0:
+            pending = {slot: ct * factor for slot, ct in pending.items()} if factor else {}
         return pending if self.joint is None else through(self.joint, pending)
 
-    def _scaled(self, crossed: range, pending: Pending) -> Pending:
-        factors = {c: math.prod(map(c.schedule.scale, crossed)) for c in self.clocks}
-        scaled = {}
-        for slot, ct in pending.items():
-            clock = self.clock_of(slot)
-            factor = 1.0 if clock is None else factors[clock]
-            if factor:
-                scaled[slot] = ct if factor == 1.0 else ct * factor
-        return scaled
-
     def end(self, segment: WindowSegment, sweep: Sweep) -> bool:
-        """Let the schedules that may end a sweep do so below `segment`; True if nothing is left to sweep."""
-        pending = sweep._at_joints[-1].by_slot
-        for clock, norms in self.norms.items():
-            if self.oldest[clock] > segment.index:
-                continue
-            alone = len(self.clocks) == 1
-            part = {s: ct for s, ct in pending.items() if alone or self.clock_of(s) is clock}
-            norms.append(AdjointMap(part).norm)
-            remaining = segment.index - self.oldest[clock]
-            if remaining and clock.schedule.ends(norms):
-                self.oldest[clock] = segment.index
-                sweep.saved += remaining
-                sweep.left_out += remaining * norms[-1] / max(norms) if norms[-1] else 0.0
-        return all(oldest >= segment.index for oldest in self.oldest.values())
+        """Whether the schedule ends the pass below `segment`."""
+        self.norms.append(sweep._at_joints[-1].norm)
+        remaining = segment.index - self.last
+        if remaining < 1 or not self.schedule.ends(self.norms):
+            return False
+        sweep.saved += remaining
+        sweep.left_out += remaining * self.norms[-1] / max(self.norms) if self.norms[-1] else 0.0
+        return True
 
 
 def oldest_swept(clock: Clock, window: Sequence[WindowSegment]) -> int:
@@ -210,12 +193,17 @@ def oldest_swept(clock: Clock, window: Sequence[WindowSegment]) -> int:
 
 
 def in_step(due: Sequence[Clock], window: Sequence[WindowSegment]) -> list[list[Clock]]:
-    """The clocks that are due, those for which the same losses wait together; the longest window first."""
-    groups: dict[frozenset[int], list[Clock]] = {}
+    """The clocks that are due, those for which the same losses wait together; the longest window first.
+
+    A schedule that scales at joints or ends a sweep early has a pass to itself.
+    """
+    groups: dict[Any, list[Clock]] = {}
     for clock in due:
         waiting = frozenset(loss.slot for s in window for loss in s.losses if clock in loss.waiting)
+        kind = type(clock.schedule)
+        alone = kind.scale is not Schedule.scale or kind.ends is not Schedule.ends
         if waiting:
-            groups.setdefault(waiting, []).append(clock)
+            groups.setdefault((waiting, clock if alone else None), []).append(clock)
     return sorted(groups.values(), key=lambda clocks: min(oldest_swept(clock, window) for clock in clocks))
 
 

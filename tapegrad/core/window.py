@@ -156,3 +156,11 @@ def unswept(tape: str, segment: WindowSegment, span: Span, parts: bool) -> str:
         f"and would leave the window of {span.clock.schedule.window} now.{later}\n"
         f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
     )
+
+
+def evicted(tape: str, index: int, oldest: int, window: int | None) -> str:
+    """The message for a loss that is handed in when its segment is gone."""
+    return (
+        f"{tape}.backward: the loss was recorded in segment {index}, and the oldest segment kept is {oldest}.\n"
+        f"  window is {window}. Call backward within {window} segments of the loss, or raise the window."
+    )

@@ -28,7 +28,9 @@ class BurnIn(Schedule):
 
     @property
     def window(self) -> int:  # type: ignore[override]
-        return self.k2
+        return (
+            self.k1 + self.k2
+        )  # of which k2 are recorded: a sweep may come late, while the next cycle warms up
 
     def records(self, index: int) -> bool:
         return (index - 1) % (self.k1 + self.k2) >= self.k1

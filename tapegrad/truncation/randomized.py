@@ -118,14 +118,15 @@ class Randomized(Schedule):
 
     def scale(self, index: int) -> float:
         self._draw_up_to(index)
-        return self._scales[index]
+        return self._scales.get(index, 0.0)  # older than the tape: behind a cut
 
     def forgets(self, index: int) -> int:
         return self._cut
 
     def swept(self, tape: Any, sweep: Any) -> None:
         self._moments.add(sweep, self._drawn)
-        self._scales = {i: scale for i, scale in self._scales.items() if i >= self._cut}
+        oldest = min(self._cut, tape._window()[0].index)
+        self._scales = {i: scale for i, scale in self._scales.items() if i >= oldest}
 
     @property
     def variance(self) -> float:
