@@ -4,8 +4,8 @@
     python examples/03_char_lm.py --text book.txt --window 64 --stride 8
 
 The training loop is the one that you would write with no truncation at all: the tape forgets what is
-older than the window. Ends with held-out bits per character, a sample, a plot of the loss, the saved
-model, and one line of JSON on stdout.
+older than the window. Ends with held-out bits per character, a sample, plots of the loss and of how far the
+gradients reach, the saved model, and one line of JSON on stdout.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> int:
     bits, scored = evaluate(model, np.concatenate([context, held_out]), deadline=started + 6)
     print(sample(model, vocabulary, context, rng))
     tg.save(options.out / "model.npz", {**model.state_dict(), "vocabulary": vocabulary.characters})
-    plot(history["curve"], bits, options)
+    plot(history, bits, options)
     report = {
         "held_out_bits_per_char": round(bits, 4),
         "held_out_characters": scored,
@@ -105,7 +105,8 @@ def train(
             logits, state = model(x, state)
             loss = tg.softmax_cross_entropy(logits, target)
         progress.step(loss, options.streams)
-        if tape.backward(loss):
+        if sweep := tape.backward(loss):
+            progress.look(sweep)
             progress.norm = optim.clip_by_norm(params, options.clip * options.stride)
             optimizer.lr = options.lr * (0.5 + 0.5 * math.cos(math.pi * progress.fraction))
             optimizer.step()
@@ -113,6 +114,7 @@ def train(
     progress.close()
     return {
         "curve": progress.curve,
+        "profiles": progress.profiles,
         "characters": progress.characters,
         "seconds": progress.elapsed,
         "interrupted": stop.asked,
@@ -165,8 +167,8 @@ def sample(
     return vocabulary.decode(codes)
 
 
-def plot(curve: list[tuple[int, float]], bits: float, options: argparse.Namespace) -> None:
-    """The loss while training, as a PNG."""
+def plot(history: dict, bits: float, options: argparse.Namespace) -> None:
+    """The loss while training, and the norm of the gradients by lag, as PNGs."""
     try:
         import matplotlib
     except ImportError:
@@ -176,7 +178,12 @@ def plot(curve: list[tuple[int, float]], bits: float, options: argparse.Namespac
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([c / 1e6 for c, _ in curve], [b for _, b in curve], lw=1, label="training text, as it is read")
+    axes.plot(
+        [c / 1e6 for c, _ in history["curve"]],
+        [b for _, b in history["curve"]],
+        lw=1,
+        label="training text, as it is read",
+    )
     axes.axhline(bits, color="C1", lw=1, ls="--", label=f"held-out text at the end: {bits:.3f}")
     axes.set(xlabel="million characters read", ylabel="bits per character", ylim=(min(1.5, bits - 0.2), 5))
     axes.set_title(
@@ -185,6 +192,9 @@ def plot(curve: list[tuple[int, float]], bits: float, options: argparse.Namespac
     axes.legend()
     figure.savefig(options.out / "loss.png", dpi=120)
     print(f"loss curve: {options.out / 'loss.png'}", file=sys.stderr)
+    if any(map(any, history["profiles"])):
+        tg.render.lag_profile(history["profiles"], options.out / "lags.png")
+        print(f"lag profile: {options.out / 'lags.png'}", file=sys.stderr)
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -197,6 +207,8 @@ class Progress:
         self.seconds = seconds
         self.characters, self.norm = 0, 0.0
         self.curve: list[tuple[int, float]] = []
+        self.profiles: list[list[float]] = []  # of every fiftieth sweep
+        self._sweeps = 0
         self._since: list[float] = []
         self._shown = 0.0
         self._bar = bar_of(seconds)
@@ -215,6 +227,11 @@ class Progress:
         self._since.append(loss.item())
         if self.elapsed - self._shown > 0.2:
             self.show()
+
+    def look(self, sweep: tg.Sweep) -> None:
+        self._sweeps += 1
+        if self._sweeps % 50 == 1:
+            self.profiles.append(sweep.joint_norms)
 
     def show(self) -> None:
         if not self._since:
@@ -295,7 +312,7 @@ def parse_options() -> argparse.Namespace:
     add("--text", type=pathlib.Path, help="a UTF-8 file to learn (default: the Python reference)")
     add("--window", type=int, default=32, help="steps that a gradient goes back (default %(default)s)")
     add("--stride", type=int, default=16, help="steps between two sweeps (default %(default)s)")
-    add("--weights", choices=["recorded", "current"], default="recorded")
+    add("--weights", choices=["recorded", "current", "replay"], default="recorded")
     add("--cell", choices=sorted(CELLS), default="lstm")
     add("--hidden", type=at_least(2), default=128)
     add("--streams", type=at_least(1), default=32, help="places read at once (default %(default)s)")

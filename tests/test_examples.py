@@ -211,7 +211,8 @@ def test_the_character_model_trains_reports_and_saves(tmp_path):
     saved = tg.load(tmp_path / "model.npz")
     assert saved["readout.weight"].shape[1] == len(str(saved["vocabulary"]))
     if HAS_MATPLOTLIB:
-        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+        for plot in ("loss.png", "lags.png"):
+            assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_the_character_model_says_so_and_goes_on(tmp_path, without_matplotlib):

@@ -32,7 +32,7 @@ def figure(where: str, width: float, height: float, layout: Any = "constrained")
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
 
 
-def finish(drawn: Any, path: str | os.PathLike[str] | None) -> Figure:
+def finish(drawn: Figure, path: str | os.PathLike[str] | None) -> Figure:
     """The Figure, saved if a `path` is given; its ending (.png, .svg, .pdf) says as what."""
     if path is not None:
         drawn.savefig(path)

@@ -69,7 +69,10 @@ def lag_summary(sweeps: Any) -> LagSummary:
         largest = int(lags[np.nanargmax(median)])
         gone = lags[(lags > largest) & (median < NEGLIGIBLE * median[largest - 1])]
         negligible = int(gone[0]) if gone.size else None
-    return LagSummary(lags, *spread, np.asarray(not_finite), largest, negligible, len(profiles))
+    least, low, _, high, most = spread
+    return LagSummary(
+        lags, least, low, median, high, most, np.asarray(not_finite), largest, negligible, len(profiles)
+    )
 
 
 def lag_profile(sweeps: Any, path: str | os.PathLike[str] | None = None, ax: Axes | None = None) -> Figure:

@@ -65,7 +65,8 @@ def decay(W_hh: Any, *, lags: int = 100, seed: int = 0) -> Decay:
         )
     size, rng = len(matrix), np.random.default_rng(seed)
     W_hx, W_qh, direction = (rng.standard_normal(shape) for shape in ((size, 2), (2, size), 2))
-    W, h = Parameter(matrix), np.zeros(size)
+    W = Parameter(matrix)
+    h: Any = np.zeros(size)
     tape = CapacitorTape(Full())
     for _ in range(lags + 1):  # below the first segment there is no joint
         with tape:

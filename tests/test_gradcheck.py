@@ -1,0 +1,233 @@
+"""The check for users: what is right passes, every kind of wrong is caught, and the message says where."""
+
+import numpy as np
+import pytest
+
+import tapegrad as tg
+from tapegrad import nn, optim
+from tapegrad.core.primitive import REGISTRY
+from tapegrad.core.sweep import Sweep
+
+
+@pytest.fixture
+def declare():
+    """Declares ops for one test."""
+    before = set(REGISTRY)
+    yield tg.elementwise
+    for name in set(REGISTRY) - before:
+        del REGISTRY[name]
+
+
+CELLS = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+
+
+def loop_over(cell="rnn", lr=0.2, steps=9, dtype=np.float64, step=None):
+    rng = np.random.default_rng(0)
+    model, readout = CELLS[cell](2, 3, dtype=dtype, rng=rng), nn.Linear(3, 2, dtype=dtype, rng=rng)
+    params = [*model.parameters(), *readout.parameters()]
+
+    def loop(tape):
+        optimizer, state, rng = optim.SGD(params, lr), model.initial_state(2), np.random.default_rng(1)
+        for _ in range(steps):
+            x, target = rng.standard_normal((2, 2)).astype(dtype), rng.integers(0, 2, 2)
+            with tape:
+                out, state = (step or model)(x, state)
+                loss = tg.softmax_cross_entropy(readout(out), target)
+            if tape.backward(loss):
+                optimizer.step()
+                optimizer.zero_grad()
+        tape.sweep()
+
+    loop.model = model
+    return loop
+
+
+TAPES = {
+    "sliding": lambda: tg.CapacitorTape(4),
+    "strided": lambda: tg.CapacitorTape(tg.Sliding(5, stride=3)),
+    "chunked": lambda: tg.CapacitorTape(tg.Chunked(4)),
+    "full": lambda: tg.CapacitorTape(tg.Full()),
+    "replay": lambda: tg.CapacitorTape(4, weights="replay"),
+    "randomized": lambda: tg.CapacitorTape(tg.Randomized(3, seed=1)),
+    "burn-in": lambda: tg.CapacitorTape(tg.BurnIn(2, 3)),
+    "tolerance": lambda: tg.CapacitorTape(tg.Tolerance(0.3, 8)),
+    "adaptive": lambda: tg.CapacitorTape(tg.Adaptive(0.5, longest=10, start=3)),
+    "scaled": lambda: tg.CapacitorTape(4, joint=0.5),
+    "dropped": lambda: tg.CapacitorTape(4, joint=0),
+    "clipped": lambda: tg.CapacitorTape(6, joint=tg.ClipJoint(0.05)),
+    "xi": lambda: tg.CapacitorTape(tg.Sliding(6, stride=3), joint=tg.RandomJoint(0.6)),
+    "randomized and clipped": lambda: tg.CapacitorTape(tg.Randomized(3, seed=1), joint=tg.ClipJoint(0.05)),
+    "guarded": lambda: tg.CapacitorTape(4, guard=True),
+}
+
+
+@pytest.mark.parametrize("kind", TAPES)
+def test_every_truncated_gradient_is_a_derivative(kind):
+    report = tg.check_gradients(loop_over("gru" if "c" in kind else "lstm"), TAPES[kind]())
+    assert report.worst < 1e-6
+    assert report.sweeps >= 1 and report.leaves >= 5
+    assert f"{report.sweeps} sweeps, {report.leaves} leaves" in str(report)
+
+
+def test_the_check_leaves_the_run_as_it_is():
+    plain, checked = loop_over(), loop_over()
+    plain(tg.CapacitorTape(4))
+    tape = tg.CapacitorTape(4)
+    tg.check_gradients(checked, tape)
+    for a, b in zip(plain.model.parameters(), checked.model.parameters(), strict=True):
+        np.testing.assert_array_equal(a.value, b.value)
+    assert not tape._keeps_inputs and "_sweep_window" not in vars(tape)
+
+
+def test_float32_is_checked_in_double_precision():
+    assert tg.check_gradients(loop_over("lstm", dtype=np.float32), tg.CapacitorTape(4)).worst < 1e-4
+
+
+def test_parts_are_checked_with_their_windows_and_strides():
+    w, u, v = (tg.Parameter(np.array(x)) for x in (0.9, 1.1, 0.8))
+
+    def loop(tape):
+        slow, fast = tape.capacitor(6), tape.capacitor(tg.Sliding(4, stride=2))
+        x, y = np.array(1.0), np.array(0.5)
+        for _ in range(9):
+            with tape:
+                with slow:
+                    x = tg.tanh(w * x) + 0.3
+                with fast:
+                    y = tg.tanh(u * y + x)
+                loss = tg.square(v * y)
+            tape.backward(loss)
+
+    assert tg.check_gradients(loop, tg.CapacitorTape(3)).leaves == 3
+
+
+def test_a_function_of_arrays_is_checked_for_its_arguments_and_the_leaves_that_it_reads():
+    lin = nn.Linear(3, 2, dtype=np.float64, rng=0)
+    report = tg.check_gradients(lambda x: tg.mean(np.tanh(lin(x)) ** 2), np.ones((4, 3)))
+    assert (report.sweeps, report.leaves) == (1, 3)
+
+
+# -- planted faults ----------------------------------------------------------------------------------
+
+
+def test_a_wrong_rule_is_named_with_its_leaf_and_worst_element(declare):
+    @declare(a=lambda ct, a: ct * (a + 0.01 * a))
+    def almost_half_square(xp, a):
+        return a * a / 2
+
+    a = tg.Variable(np.array([0.1, 3.0, 0.2]), name="weights")
+    with pytest.raises(tg.GradientError) as caught:
+        tg.check_gradients(lambda a: tg.sum(tg.tanh(almost_half_square(a) * 0.1)), a)
+    message = str(caught.value)
+    assert "sweep 1: the gradient of weights is not what differences say" in message
+    assert "worst element (1,): gradient" in message
+    assert "the rule of `almost_half_square` for `a` is wrong by itself, in segment 1" in message
+
+
+def test_a_fault_in_a_late_sweep_of_a_loop_is_found(declare):
+    @declare(a=lambda ct, y: ct - ct * y)
+    def wrong_tanh(xp, a):
+        return xp.tanh(a)
+
+    def step(x, state):
+        w = loop.model.w_h
+        h = wrong_tanh(x @ loop.model.w_x + state @ w) if x[0, 0] > 1 else tg.tanh(state @ w)
+        return h, h
+
+    loop = loop_over(step=step, steps=20)
+    with pytest.raises(tg.GradientError, match="the rule of `wrong_tanh` for `a`"):
+        tg.check_gradients(loop, tg.CapacitorTape(4))
+
+
+@pytest.mark.parametrize("joint", [None, 0.5, tg.ClipJoint(0.2)])
+def test_a_fault_in_the_sweep_itself_is_found(joint, monkeypatch):
+    honest = Sweep._leave
+
+    def leaves_a_tenth_behind(self, segment, older, joints):
+        for slot in self.sums:
+            if 0 < slot < segment.first:
+                self.sums[slot] = self.sums[slot] * 0.9
+        return honest(self, segment, older, joints)
+
+    monkeypatch.setattr(Sweep, "_leave", leaves_a_tenth_behind)
+    with pytest.raises(tg.GradientError):
+        tg.check_gradients(loop_over(), tg.CapacitorTape(4, joint=joint))
+
+
+def test_a_joint_that_is_not_applied_is_found(monkeypatch):
+    from tapegrad.core.sweep import Joints
+
+    monkeypatch.setattr(Joints, "cross", lambda self, segment, older, pending: pending)
+    with pytest.raises(tg.GradientError, match="every op's rule is right by itself"):
+        tg.check_gradients(loop_over(), tg.CapacitorTape(4, joint=0.5))
+
+
+def test_a_window_that_is_one_segment_short_is_found(monkeypatch):
+    from tapegrad.core import sweep
+
+    honest = sweep.Joints.__init__
+
+    def short(self, window, clocks, joint):
+        honest(self, window, clocks, joint)
+        self.oldest = {clock: oldest + (len(window) > 2) for clock, oldest in self.oldest.items()}
+
+    monkeypatch.setattr(sweep.Joints, "__init__", short)
+    loop = loop_over()
+
+    def checked(tape):
+        # the check asks the same class how far a sweep reaches, so let it ask an honest one
+        import tapegrad.gradcheck as gradcheck
+
+        class Honest(sweep.Joints):
+            __init__ = honest
+
+        monkeypatch.setattr(gradcheck, "Joints", Honest)
+        loop(tape)
+
+    with pytest.raises(tg.GradientError):
+        tg.check_gradients(checked, tg.CapacitorTape(4))
+
+
+def test_a_stopped_gradient_is_a_constant_and_not_a_fault():
+    w = tg.Parameter(np.array([0.5, 2.0]))
+
+    def loop(tape):
+        x = np.ones(2)
+        for _ in range(5):
+            with tape:
+                x = tg.tanh(w * x) + tg.stop_gradient(w * x)
+                loss = tg.sum(x)
+            tape.backward(loss)
+
+    assert tg.check_gradients(loop, tg.CapacitorTape(3)).worst < 1e-6
+
+
+# -- what cannot be checked --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: tg.CapacitorTape(3, weights="current"),
+            'under weights="current" a sweep is not the derivative',
+        ),
+        (
+            lambda: tg.CapacitorTape(tg.RealTime()),
+            "RealTime() looks beyond its window, where nothing is frozen",
+        ),
+    ],
+)
+def test_what_is_no_derivative_is_refused(make, message):
+    with pytest.raises(tg.ArgumentError) as caught:
+        tg.check_gradients(loop_over(), make())
+    assert message in str(caught.value)
+
+
+def test_a_loop_that_sweeps_nothing_and_a_function_that_returns_an_array_are_refused():
+    with pytest.raises(tg.ArgumentError, match="nothing was swept"):
+        tg.check_gradients(lambda tape: None, tg.CapacitorTape(3))
+    with pytest.raises(tg.ArgumentError, match="the root is not a scalar"):
+        tg.check_gradients(lambda a: a * 2.0, np.ones(3))
+    with pytest.raises(tg.ArgumentError, match="`f` must return a scalar Variable"):
+        tg.check_gradients(lambda a: 3.0, np.ones(3))
