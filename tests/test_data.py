@@ -32,8 +32,61 @@ def test_streams_read_every_part_in_order():
 
 
 @pytest.mark.parametrize(
+    ("hop", "starts"),
+    [(1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 2, 4, 6]), (4, [0, 4]), (6, [0, 6]), (7, [0]), (50, [0])],
+)
+def test_windows_begin_a_hop_apart_and_their_targets_come_one_later(hop, starts):
+    seen = list(data.windows(np.arange(11), length=4, hop=hop))
+    assert [x.tolist() for x, _ in seen] == [[i, i + 1, i + 2, i + 3] for i in starts]
+    assert [target.tolist() for _, target in seen] == [[i + 1, i + 2, i + 3, i + 4] for i in starts]
+
+
+def test_windows_keep_the_shape_of_an_element():
+    sequence = np.random.default_rng(0).standard_normal((6, 2, 3))
+    seen = list(data.windows(sequence, 5))
+    assert len(seen) == 1
+    np.testing.assert_array_equal(seen[0][0], sequence[:5])
+    np.testing.assert_array_equal(seen[0][1], sequence[1:])
+
+
+def test_a_window_with_a_fresh_state_knows_nothing_of_the_one_before():
+    cell, tape = nn.RNNCell(1, 3, rng=0), tg.CapacitorTape(tg.Full())
+    sequence = np.sin(np.arange(9, dtype=np.float32)).reshape(9, 1, 1)
+
+    def gradient(x):
+        tape.reset()
+        state = cell.initial_state(batch=1)
+        for element in x:
+            with tape:
+                _, state = cell(element, state)
+        tape.backward(state, seed=np.ones_like(state.value))
+        return tape.sweep().gradients[cell.w_h]
+
+    for i, (x, _) in enumerate(data.windows(sequence, length=4, hop=2)):
+        np.testing.assert_array_equal(gradient(x), gradient(sequence[2 * i : 2 * i + 4]))
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: data.windows(np.arange(4), 4),
+            "windows: 4 elements cannot fill a window of 4.*\n.*length <= 3",
+        ),
+        (lambda: data.windows(np.arange(0), 1), "windows: 0 elements cannot fill a window of 1"),
+        (
+            lambda: data.windows(np.arange(9), 0),
+            "windows: `length` must be a whole number of at least 1, and 0 came",
+        ),
+        (
+            lambda: data.windows(np.arange(9), 3, 0),
+            "windows: `hop` must be a whole number of at least 1, and 0 came",
+        ),
+        (
+            lambda: data.windows("a text", 3),
+            "windows: `sequence` must be an array of elements, and str 'a text' came.\n.*Vocabulary",
+        ),
+        (lambda: data.streams("a text", 3), "streams: `sequence` must be an array of elements, and str"),
         (lambda: data.streams(np.arange(3), 3), "streams: 3 elements cannot fill 3 streams.*\n.*batch <= 2"),
         (lambda: data.streams(np.arange(0), 1), "streams: 0 elements cannot fill 1 streams"),
         (

@@ -522,3 +522,12 @@ def test_a_seed_decides_the_numbers_of_the_example(name, tmp_path, monkeypatch, 
         seen.append(re.findall(pattern, capsys.readouterr().out))
     assert seen[0]
     assert seen[0] == seen[1] != seen[2]
+
+
+# -- 05: a synthetic gradient ------------------------------------------------------------------------
+
+
+def test_a_synthetic_gradient_bridges_what_a_chunk_cannot():
+    example = load("05_synthetic_gradient")
+    assert example.train(bridge=False, steps=3000) > 0.55
+    assert example.train(bridge=True, steps=3000) < 0.1

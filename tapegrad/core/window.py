@@ -150,11 +150,16 @@ class WindowSegment(Segment):
 
 def unswept(tape: str, segment: WindowSegment, span: Span, parts: bool) -> str:
     """The message for a loss that would leave its window without having been swept."""
-    later = " A part of this tape is due later: shorten its stride." if parts else ""
+    fix = "Call tape.sweep(), or call backward(loss) in every segment."
+    if parts:
+        late = {clock.schedule for loss in segment.losses for clock in loss.waiting}
+        fix = (
+            f"It waits for {', '.join(map(str, late))} of this tape or a part of it. Keep what computes the loss for "
+            f"as long as the longest stride: a longer window there, or a shorter stride."
+        )
     return (
         f"{tape}.stop: segment {segment.index} holds a loss that was handed in and never swept, "
-        f"and would leave the window of {span.clock.schedule.window} now.{later}\n"
-        f"  Nothing was dropped. Call tape.sweep(), or call backward(loss) in every segment."
+        f"and would leave the window of {span.clock.schedule.window} now.\n  Nothing was dropped. {fix}"
     )
 
 

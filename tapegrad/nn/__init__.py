@@ -3,6 +3,9 @@
 from .cells import GRUCell as GRUCell
 from .cells import LSTMCell as LSTMCell
 from .cells import RNNCell as RNNCell
+from .document import ConcatPooling as ConcatPooling
+from .document import DocumentEncoder as DocumentEncoder
+from .document import PoolingLinear as PoolingLinear
 from .layers import Add as Add
 from .layers import Embedding as Embedding
 from .layers import Linear as Linear
