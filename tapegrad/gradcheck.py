@@ -17,12 +17,12 @@ import numpy as np
 from .core.adjoints import Adjoints
 from .core.capacitor import CapacitorTape
 from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle
-from .core.replay import Leaf, Rerun, compute
+from .core.replay import Leaf, Rerun
 from .core.schedule import Full, Schedule
 from .core.sweep import Joints, in_step
 from .core.variable import Variable
 from .core.window import Clock, Span, WindowSegment
-from .errors import ArgumentError, GradientError, describe
+from .errors import ArgumentError, DtypeError, GradientError, describe
 from .types import Array
 
 
@@ -59,8 +59,10 @@ def check_gradients(
     the same weights ("recorded" or "replay") and parts. For a callable joint each segment is checked by
     itself, given what the joint let through. Steps of an optimizer in the loop are allowed.
 
-    `eps`: the step, relative to the largest element of a leaf. `tolerance`: largest relative difference,
-    1e-6 for float64 and 2e-3 for float32 by default. Memory: twice the window.
+    `eps`: the step, relative to each element of a leaf (to 1 for an element that is 0). `tolerance`: largest
+    relative difference, by default 1e-6, or 2e-3 if anything in the window is float32 or narrower; what the
+    rounding of a large objective explains is allowed for. `.grad` is left as it was, but for what a
+    loop does with it. Memory: twice the window.
 
     Raises GradientError that names the sweep, the leaf, its worst element and, if one op's rule is to
     blame, the op; ArgumentError for what is no derivative (weights="current") or looks beyond the window.
@@ -68,7 +70,7 @@ def check_gradients(
     if len(args) == 1 and isinstance(args[0], CapacitorTape):
         loop, tape = f, args[0]
     else:
-        leaves = [a if isinstance(a, Variable) else Variable(a) for a in args]
+        leaves = [argument(i, a) for i, a in enumerate(args)]
         tape = CapacitorTape(Full())
 
         def loop(tape: CapacitorTape) -> None:
@@ -83,6 +85,7 @@ def check_gradients(
 
     require_checkable(tape)
     check = Check(tape, eps, tolerance, directions, np.random.default_rng(seed))
+    check.restores = loop is not f
     kept_inputs, joint = tape._keeps_inputs, tape.joint
     tape._keeps_inputs = True
     tape._sweep_window = check.sweep_window  # type: ignore[method-assign]
@@ -94,6 +97,17 @@ def check_gradients(
     if not check.sweeps:
         raise ArgumentError("check_gradients: nothing was swept. End the loop with tape.sweep().")
     return GradientReport(check.sweeps, len(check.leaves), check.worst)
+
+
+def argument(i: int, a: Any) -> Variable:
+    """An argument of the function as a leaf."""
+    try:
+        return a if isinstance(a, Variable) else Variable(a)
+    except DtypeError as error:
+        raise ArgumentError(
+            f"check_gradients: argument {i} of `f` is not differentiable: {describe(a)}.\n"
+            f"  Close over it: check_gradients(lambda x: f(x, labels), x)."
+        ) from error
 
 
 def require_checkable(tape: CapacitorTape) -> None:
@@ -145,6 +159,9 @@ class Moved(Rerun):
         held = self.check.held[slot]
         return held + self.check.factor(slot, segment) * (value - held) + self.moves.get(slot, 0.0)
 
+    def compute(self, p: Any, given: dict[str, Any], statics: dict[str, Any]) -> Any:
+        return given["a"] if p.name == "astype" else super().compute(p, given, statics)  # stay in float64
+
     def objective(self) -> float:
         return sum(
             float(np.sum(seed * self.values[slot])) for slot, seed in self.check.targets.items() if slot > 0
@@ -158,7 +175,8 @@ class Check:
         self, tape: CapacitorTape, eps: float, tolerance: float | None, directions: int, rng: Any
     ) -> None:
         self.tape, self.eps, self.tolerance, self.directions, self.rng = tape, eps, tolerance, directions, rng
-        self.joint = tape.joint
+        self.joint, self.restores = tape.joint, False
+        self.limit = self.noise = 0.0
         self.sweeps, self.worst = 0, 0.0
         self.leaves: set[int] = set()
         self.crossed: list[tuple[dict[int, Any], dict[int, Any]]] = []
@@ -168,13 +186,9 @@ class Check:
         window = [frozen(segment) for segment in self.tape._window()]
         passes = [
             (
+                Joints(window, clocks, None),
                 clocks,
-                {
-                    loss.slot: wide(loss.seed)
-                    for s in window
-                    for loss in s.losses
-                    if not loss.waiting.isdisjoint(clocks)
-                },
+                {loss.slot: wide(loss.seed) for s in window for loss in s.losses if loss.seeds(clocks)},
             )
             for clocks in in_step(due, window)
         ]
@@ -182,6 +196,9 @@ class Check:
             clock: {i: clock.schedule.scale(i) for i in range(window[0].index, window[-1].index)}
             for clock in self.tape._clocks
         }
+        leaves = leaves_read(window)
+        before = {leaf: None if leaf.grad is None else leaf.grad.copy() for leaf in leaves.values()}
+        self.limit = self.tolerance if self.tolerance is not None else (1e-6 if all_double(window) else 2e-3)
         self.crossed = []
         self.tape.joint = self.note if callable(self.joint) else self.joint
         try:
@@ -189,22 +206,23 @@ class Check:
         finally:
             self.tape.joint = self.joint
         self.sweeps += 1
-        leaves = leaves_read(window)
+        for leaf, grad in before.items() if self.restores else ():
+            leaf.grad = grad
         gradients = {slot: wide(sweep.gradients.by_slot.get(slot, 0.0)) for slot in leaves}
         if sweep.saved:
             window = window[-sweep.segments :]
         expected = {slot: Differences() for slot in leaves}
         directions = {
-            slot: [self.rng.standard_normal(leaf.shape) for _ in range(self.directions)]
+            slot: [self.rng.standard_normal(leaf.shape) * scale_of(leaf) for _ in range(self.directions)]
             for slot, leaf in leaves.items()
         }
-        for clocks, seeds in passes:
-            self.begin_pass(window, clocks, seeds)
-            for slot, leaf in leaves.items():
-                expected[slot].add([self.difference(slot, d, scale_of(leaf)) for d in directions[slot]])
+        for one in passes:
+            self.begin_pass(window, *one)
+            for slot in leaves:
+                expected[slot].add([self.difference(slot, d) for d in directions[slot]])
         for slot, leaf in leaves.items():
             found = [float(np.sum(gradients[slot] * d)) for d in directions[slot]]
-            error = self.apart(found, expected[slot].total, leaf)
+            error = self.apart(found, expected[slot].total)
             if error is not None:
                 raise GradientError(self.explained(slot, leaf, gradients[slot], error, window, passes))
         self.leaves |= leaves.keys()
@@ -221,12 +239,16 @@ class Check:
         return passed
 
     def begin_pass(
-        self, window: Sequence[WindowSegment], clocks: Sequence[Clock], seeds: dict[int, Array]
+        self,
+        window: Sequence[WindowSegment],
+        joints: Joints,
+        clocks: Sequence[Clock],
+        seeds: dict[int, Array],
     ) -> None:
         """What the next differences are of: these losses, collected for the parts of `clocks`."""
-        self.window, self.clocks = window, clocks
+        self.window, self.clocks, self.noise = window, clocks, 0.0
         self.at = {segment.index: i for i, segment in enumerate(window)}
-        self.joints = Joints(window, clocks, None)
+        self.joints = joints
         self.targets = dict(seeds)
         self.held: dict[int, Any] = {}
         self.still = Moved(self, window, {})
@@ -258,9 +280,9 @@ class Check:
                 continue  # from before the window: frozen
             factor = self.scale(segment)
             d = self.rng.standard_normal(np.shape(ct))
-            moved = factor * (self.difference(slot, d, 1.0) + float(np.sum(wide(above.get(slot, 0.0)) * d)))
+            moved = factor * (self.difference(slot, d) + float(np.sum(wide(above.get(slot, 0.0)) * d)))
             found = float(np.sum(wide(ct) * d))
-            if self.apart([found], [moved], ct) is not None:
+            if self.apart([found], [moved]) is not None:
                 raise GradientError(
                     f"check_gradients: sweep {self.sweeps}: what arrived at the joint below segment {segment.index} is not "
                     f"what differences say: {found:.8g} along a direction, and the difference is {moved:.8g}."
@@ -283,19 +305,24 @@ class Check:
         crossed = [self.window[i] for i in range(owner + 1, self.at[reader.index] + 1)]
         return float(np.prod([joint * self.scale(segment) for segment in crossed]))
 
-    def difference(self, slot: int, d: Array, size: float) -> float:
+    def difference(self, slot: int, d: Array) -> float:
         """The central difference of the objective when the value in `slot` moves along `d`."""
-        step = self.eps * size
-        up, down = (Moved(self, self.window, {slot: move * d}).objective() for move in (step, -step))
+        with np.errstate(all="ignore"):
+            ends = [Moved(self, self.window, {slot: s * self.eps * d}).objective() for s in (1.0, -1.0)]
+        if not np.isfinite(ends).all():
+            raise GradientError(
+                f"check_gradients: sweep {self.sweeps}: a difference is not finite ({ends[0]:g} - {ends[1]:g}).\n"
+                f"  A step of eps = {self.eps:g} leaves the domain of an op, or values overflow. Try a smaller eps."
+            )
+        self.noise = max(self.noise, 50 * np.finfo(np.float64).eps * max(map(abs, ends)) / self.eps)
         direct = float(np.sum(self.targets[slot] * d)) if slot < 0 and slot in self.targets else 0.0
-        return (up - down) / (2 * step) + direct
+        return (ends[0] - ends[1]) / (2 * self.eps) + direct
 
-    def apart(self, found: Sequence[float], expected: Sequence[float], like: Any) -> float | None:
-        """How far apart, if it is too far; notes the worst."""
+    def apart(self, found: Sequence[float], expected: Sequence[float]) -> float | None:
+        """How far apart, relative to their size, if it is too far; notes the worst."""
         error = float(np.max(np.abs(np.subtract(found, expected))))
         size = max(float(np.max(np.abs(expected))), float(np.max(np.abs(found))), 1e-4)
-        limit = self.tolerance if self.tolerance is not None else (1e-6 if like.dtype == np.float64 else 2e-3)
-        if not error <= limit * size:
+        if not error <= self.limit * size + self.noise:
             return error / size
         self.worst = max(self.worst, error / size)
         return None
@@ -310,12 +337,12 @@ class Check:
         ]
         if leaf.size <= 2000 and not callable(self.joint):
             by_element = np.zeros(leaf.shape)
-            for clocks, seeds in passes:
-                self.begin_pass(window, clocks, seeds)
+            for one in passes:
+                self.begin_pass(window, *one)
                 for index in np.ndindex(leaf.shape):
                     unit = np.zeros(leaf.shape)
                     unit[index] = 1.0
-                    by_element[index] += self.difference(slot, unit, scale_of(leaf))
+                    by_element[index] += self.difference(slot, unit * scale_of(leaf)) / scale_of(leaf)[index]
             worst = np.unravel_index(np.argmax(np.abs(by_element - gradient)), leaf.shape)
             where = tuple(int(i) for i in worst)
             lines.append(
@@ -328,7 +355,8 @@ class Check:
         """The op whose pullback is wrong by itself, if there is one."""
         for segment in window:
             entries = {entry[OUT]: entry for entry in self.still.entries(segment)}
-            for entry, inputs in zip(segment.entries, segment.inputs, strict=True):
+            run = [at for s in segment.spans if self.still.runs(segment, s) for at in range(s.start, s.stop)]
+            for entry, inputs in ((segment.entries[at], segment.inputs[at]) for at in run):
                 if entry[0] is not ITEM and (wrong := self.wrong_rule(segment, entries[entry[OUT]], inputs)):
                     return (
                         f"the rule of `{entry[0].name}` for `{wrong}` is wrong by itself, in segment {segment.index}; "
@@ -356,7 +384,7 @@ class Check:
             pulled.add(slot, contribution)
 
         def value(moved: dict[str, Any]) -> float:
-            y = compute(p, moved, inputs.statics)
+            y = self.still.compute(p, moved, inputs.statics)
             ys = y[: len(cts)] if entry[DTYPE] is None or p.hidden else [y]
             return float(sum(np.sum(c * v) for c, v in zip(cts, ys, strict=True)))
 
@@ -417,5 +445,15 @@ def wide(value: Any) -> Any:
     return np.asarray(value, np.float64) if kind == "f" or isinstance(value, float) else value
 
 
-def scale_of(leaf: Variable) -> float:
-    return max(1.0, float(np.max(np.abs(leaf._array), initial=0.0)))
+def scale_of(leaf: Variable) -> Array:
+    """The size of each element: how far a step of 1 moves it."""
+    size = np.abs(wide(leaf._array))
+    return np.asarray(np.where(size > 0, size, 1.0))
+
+
+def all_double(window: Sequence[WindowSegment]) -> bool:
+    """Whether every op of the window returned float64."""
+    entries = [entry for segment in window for entry in segment.entries]
+    dtypes = {entry[DTYPE] for entry in entries if entry[DTYPE] is not None}
+    dtypes |= {dtype for entry in entries if entry[DTYPE] is None for _, dtype in entry[SHAPE]}
+    return dtypes <= {np.dtype(np.float64)}

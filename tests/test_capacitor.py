@@ -767,7 +767,7 @@ def test_a_loss_of_a_forgotten_chunk_is_named_with_its_segment():
         with tape:
             losses.append(w * 1.0)
         tape.backward(losses[-1])
-    with pytest.raises(tg.EvictedError, match="recorded in segment 1, and the oldest segment kept is 3"):
+    with pytest.raises(tg.EvictedError, match="recorded in segment 1, which a sweep has forgotten"):
         tape.backward(losses[0])
 
 
@@ -786,3 +786,22 @@ def test_gradients_by_leaf_are_zero_where_nothing_arrived():
     assert gradients.get(other) is None
     with pytest.raises(TypeError, match="not iterable"):
         iter(gradients)
+
+
+def test_a_loss_from_before_the_window_handed_in_while_a_segment_is_open_is_named():
+    w, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(1)
+    with tape:
+        y = w * w
+    with tape:
+        w * 3.0
+        with pytest.raises(tg.EvictedError, match="the loss was recorded in segment 1"):
+            tape.backward(y)
+
+
+def test_one_loss_given_twice_in_a_call_is_an_error():
+    w, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(2)
+    with tape:
+        y = w * w
+    with pytest.raises(tg.ArgumentError, match="this loss was handed in before"):
+        tape.backward([y, y])
+    assert tape.backward(y).gradients[w] == 4.0

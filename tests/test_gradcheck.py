@@ -169,13 +169,13 @@ def test_a_window_that_is_one_segment_short_is_found(monkeypatch):
 
     def short(self, window, clocks, joint):
         honest(self, window, clocks, joint)
-        self.oldest = {clock: oldest + (len(window) > 2) for clock, oldest in self.oldest.items()}
+        self.last += len(window) > 2
 
     monkeypatch.setattr(sweep.Joints, "__init__", short)
     loop = loop_over()
 
     def checked(tape):
-        # the check asks the same class how far a sweep reaches, so let it ask an honest one
+        # the check asks the same class how far a sweep reaches: let it ask an honest one
         import tapegrad.gradcheck as gradcheck
 
         class Honest(sweep.Joints):
@@ -231,3 +231,32 @@ def test_a_loop_that_sweeps_nothing_and_a_function_that_returns_an_array_are_ref
         tg.check_gradients(lambda a: a * 2.0, np.ones(3))
     with pytest.raises(tg.ArgumentError, match="`f` must return a scalar Variable"):
         tg.check_gradients(lambda a: 3.0, np.ones(3))
+
+
+def test_what_rounding_explains_is_no_fault():
+    b = np.random.default_rng(0).standard_normal(50)
+    for f in (
+        lambda b: tg.sum(tg.softmax(b[0] + np.zeros(50)) * np.arange(50.0)),  # true gradient 0
+        lambda b: 1e6 + tg.sum(b * 1e-3),
+        lambda b: tg.sum(tg.astype(b, dtype=np.float32) * 3.0),
+        lambda b: tg.sum(np.sqrt(tg.square(b) * 1e-16)),
+        lambda b: tg.sum(np.log(tg.square(b) * np.logspace(-6, 6, 50))),
+    ):
+        tg.check_gradients(f, b)
+    tg.check_gradients(lambda a: tg.sum(np.sqrt(a)), np.full(3, 1e-8))
+    tg.check_gradients(lambda a: tg.sum(np.log(a)), np.array([1e6, 1e-2, 1.0]))
+
+
+def test_a_function_is_checked_without_a_trace():
+    lin, x = nn.Linear(3, 2, dtype=np.float64, rng=0), tg.Variable(np.ones((4, 3)))
+    lin.weight.grad = np.full((3, 2), 7.0)
+    tg.check_gradients(lambda x: tg.mean(np.tanh(lin(x)) ** 2), x)
+    assert x.grad is None and lin.bias.grad is None
+    assert (lin.weight.grad == 7.0).all()
+
+
+def test_a_step_that_leaves_the_domain_and_an_integer_argument_are_told():
+    with pytest.raises(tg.GradientError, match="a difference is not finite"):
+        tg.check_gradients(lambda a: tg.sum(np.log(a - 0.999999)), np.ones(2))
+    with pytest.raises(tg.ArgumentError, match="argument 1 of `f` is not differentiable"):
+        tg.check_gradients(lambda a, i: a[i], np.ones(3), 2)

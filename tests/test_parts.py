@@ -313,7 +313,7 @@ def test_misuse_of_a_part_names_the_fix(misuse, message):
 
 
 def test_a_whole_tape_schedule_is_refused_for_a_part():
-    with pytest.raises(tg.ArgumentError, match="looks beyond its window, which only a whole tape can"):
+    with pytest.raises(tg.ArgumentError, match="looks beyond its window, and needs a tape without parts"):
         tg.CapacitorTape(3).capacitor(tg.RealTime())
 
 
@@ -328,3 +328,96 @@ def test_a_loss_that_a_part_would_drop_before_another_is_due_is_an_error():
             with tape, part:
                 x = w * x
             tape.backward(x)
+
+
+# -- several passes in one sweep ---------------------------------------------------------------------
+
+
+def test_a_second_pass_never_adds_in_place_to_an_array_that_it_borrowed():
+    w, v = tg.Parameter(np.ones(2)), tg.Parameter(np.ones(2))
+    tape = tg.CapacitorTape(tg.Sliding(2))
+    part = tape.capacitor(tg.Sliding(2, stride=2))
+    for _ in range(2):
+        with tape, part:
+            a, c = w * 1.0, v * 1.0
+            d = a * 2.0
+            b = a + c
+            root = b * 1.0 + d
+        tape.backward(root, seed=np.ones(2))
+    assert w.grad.tolist() == [6, 6] and v.grad.tolist() == [2, 2]
+
+
+def test_leaves_of_other_parts_are_set_aside_with_what_is_known_of_their_sums():
+    def gradients(part_stride):
+        w, b = tg.Parameter(np.ones(2)), tg.Parameter(np.full(2, 2.0))
+        tape = tg.CapacitorTape(5)
+        other = tape.capacitor(tg.Sliding(5, stride=part_stride))
+        h, found = np.ones(2), []
+        for _ in range(5):
+            with tape:
+                h = w * h + b
+                with other:
+                    h = h + b
+                loss = tg.sum(h + b) + tg.sum(h * b)
+            sweep = tape.backward(loss)
+            found.append(sweep.gradients[w].tolist())
+        return found
+
+    assert gradients(1) == gradients(5)
+
+
+def test_what_is_kept_of_a_sweep_counts_once_whatever_the_passes():
+    w, x = tg.Parameter(np.array(2.0)), np.array(1.0)
+    tape = tg.CapacitorTape(5)
+    part = tape.capacitor(tg.Sliding(5, stride=2))
+    for _ in range(4):
+        with tape:
+            with part:
+                x = w * x
+            loss = 3.0 * x
+        sweep = tape.backward(loss, keep=[x])
+    assert sweep[loss] == 1.0 and sweep[x] == 3.0
+
+
+def test_a_pass_goes_no_further_back_than_the_part_that_collects():
+    tape = tg.CapacitorTape(tg.Sliding(100, stride=100))
+    fast = tape.capacitor(1)
+    w, x = tg.Parameter(np.array(1.0)), np.array(1.0)
+    for _ in range(30):
+        with tape:
+            with fast:
+                x = w * x
+            loss = 1.0 * x
+        assert tape.backward(loss).segments == 1
+
+
+def test_a_loss_computed_in_a_part_that_forgets_is_kept_for_the_one_that_is_due_later():
+    w, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(tg.Chunked(2))
+    part = tape.capacitor(tg.Chunked(1))
+    with tape:
+        h = w * 3.0
+        with part:
+            loss = h * h
+    tape.backward(loss)
+    with tape:
+        w * 1.0
+    assert tape.sweep().gradients[w] == 36.0
+
+
+def test_another_thread_cannot_enter_a_part():
+    import threading
+
+    tape, raised = tg.CapacitorTape(2), []
+    part = tape.capacitor(2)
+
+    def enter():
+        try:
+            part.__enter__()
+        except tg.RecordingError as error:
+            raised.append(str(error))
+
+    with tape:
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert raised == ["Part: the segment was begun in another thread or task, which alone can enter a part."]

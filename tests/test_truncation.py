@@ -430,3 +430,95 @@ def test_a_window_that_is_far_too_long_or_too_short_is_told_once():
     assert not window_warnings(0.5, 40, 400)
     assert not window_warnings(1.0, 20, 400)
     assert not window_warnings(0.95, 20, 1600, stride=10)
+
+
+# -- what went wrong once ----------------------------------------------------------------------------
+
+
+def test_adaptive_adapts_where_losses_come_a_segment_late():
+    tape, w, h, late = (
+        tg.CapacitorTape(tg.Adaptive(0.5, longest=20, start=15, every=30)),
+        tg.Parameter(1.0),
+        np.array(0.0),
+        None,
+    )
+    for t in range(200):
+        with tape:
+            h = 0.3 * h + w * math.sin(t)
+            loss = tg.square(h)
+        if late is not None:
+            tape.backward(late)
+        late = loss
+    assert tape.schedule.history and tape.schedule.K < 8
+
+
+def test_a_tolerance_does_not_end_a_sweep_that_overflows():
+    assert not tg.Tolerance(0.1, 20).ends([1.0, math.inf])
+    assert not tg.Tolerance(0.1, 20).ends([math.inf, 1.0])
+    assert not tg.Tolerance(0.1, 20).ends([1.0, math.nan])
+    assert tg.Tolerance(0.1, 20).ends([1.0, 0.1])
+
+
+def test_the_measured_variance_knows_that_a_new_sequence_begins():
+    tape, w, segments = tg.CapacitorTape(tg.Randomized(4, seed=0)), tg.Parameter(np.array(1.0)), 0
+    for n in (3, 30, 5, 17):
+        x = np.array(1.0)
+        for _ in range(n):
+            with tape:
+                x = w * x
+            tape.backward(x)
+        tape.sweep()
+        tape.reset()
+        segments += n
+    assert tape.schedule._moments.length == segments
+
+
+@pytest.mark.parametrize("schedule", [tg.BurnIn(1, 2), tg.Randomized(3, seed=2)])
+def test_a_segment_that_is_swept_while_open_and_aborted_is_done_again_as_if_nothing_had_happened(schedule):
+    def run(abort):
+        tape, w, x, total = tg.CapacitorTape(schedule), tg.Parameter(np.array(1.0)), np.array(1.0), 0.0
+        for t in range(1, 20):
+            if abort and t % 2:
+                with pytest.raises(ZeroDivisionError), tape:
+                    w * x
+                    tape.sweep()
+                    1 / 0
+            tape.begin()
+            x = w * x
+            tape.stop()
+            if sweep := tape.backward(x):
+                total += float(sweep.gradients[w])
+        return total, [s.index for s in tape.segments]
+
+    plain, aborted = run(False), run(True)
+    assert plain[1] == aborted[1]
+
+
+def test_real_time_learning_forgets_leaves_that_nobody_holds():
+    w, h, tape = tg.Parameter(np.array(0.5)), np.array(0.0), tg.CapacitorTape(tg.RealTime())
+    for _ in range(20):
+        x = tg.Variable(1.0)
+        with tape:
+            h = tg.tanh(w * h + x)
+        sweep = tape.backward(h)
+        assert len(sweep.gradients) <= 3
+
+
+def test_real_time_learning_is_for_recorded_weights_and_tapes_without_parts():
+    for make in (
+        lambda: tg.CapacitorTape(tg.RealTime(), weights="replay"),
+        lambda: tg.CapacitorTape(tg.RealTime()).capacitor(3),
+    ):
+        with pytest.raises(tg.ArgumentError, match=r"RealTime\(\) looks beyond its window, and needs"):
+            make()
+
+
+def test_burn_in_swept_late_does_not_warn_of_the_state_that_it_does_not_record():
+    w, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(tg.BurnIn(1, 2))
+    for _ in range(4):
+        with tape:
+            h = w * 1.0
+    tape.begin()
+    loss = h * w
+    assert h in tape.backward(loss).left_edge
+    tape.stop()

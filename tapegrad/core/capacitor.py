@@ -8,12 +8,11 @@ entry that computed it is gone. Nothing is recomputed, and nothing is detached.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..errors import ArgumentError, EvictedError, GradientStopsWarning, RecordingError, describe
+from ..errors import ArgumentError, EvictedError, RecordingError, describe
 from .active import ignore
 from .adjoints import variables
 from .entry import Entry
@@ -23,10 +22,10 @@ from .printout import kept_nbytes
 from .replay import Rerun, State, held_arrays, inputs_now, strip
 from .schedule import Schedule, as_schedule
 from .seeds import Roots, seeded
-from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint
+from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint, warn_that_gradients_stop
 from .tape import Segment, Tape
 from .variable import Variable
-from .window import Clock, Loss, WindowSegment, evicted, unswept
+from .window import Clock, Loss, WindowSegment, evicted, require_a_window, unswept
 
 EVICTIONS_REMEMBERED = 1024  # how many dropped segments an error message can still name
 
@@ -75,6 +74,8 @@ class CapacitorTape(Tape):
         self.joint = require_joint(joint)
         self._keeps_inputs = weights == "replay"
         self._clocks = [Clock(as_schedule(schedule))]  # the tape's own, then one for each part
+        if weights != "recorded":
+            require_a_window(f"CapacitorTape: weights={weights!r}", self.schedule)
         self._inside: list[Clock] = []  # the parts that are entered now, the innermost last
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
         self._warned = False
@@ -108,10 +109,7 @@ class CapacitorTape(Tape):
                 f"{self._name}.capacitor: a segment is open. Make the parts before the loop."
             )
         clock = Clock(as_schedule(schedule), self._count)
-        if type(clock.schedule).beyond is not Schedule.beyond:
-            raise ArgumentError(
-                f"{self._name}.capacitor: {clock.schedule} looks beyond its window, which only a whole tape can."
-            )
+        require_a_window(f"{self._name}.capacitor", self.schedule, clock.schedule)
         self._clocks.append(clock)
         return Part(self, clock)
 
@@ -122,6 +120,8 @@ class CapacitorTape(Tape):
 
     def _open(self, segment: Segment) -> None:
         self._inside.clear()
+        for clock in self._clocks:
+            clock.before = clock.forgotten
         super()._open(segment)
         if isinstance(segment, WindowSegment):
             self._enter(self._clocks[0])
@@ -140,7 +140,7 @@ class CapacitorTape(Tape):
     def _append_inputs(self, entry: Entry) -> None:
         segment = self._segment
         assert isinstance(segment, WindowSegment)
-        segment.inputs.append(inputs_now(entry, segment.spans[-1].first, self.weights == "recorded"))
+        segment.inputs.append(inputs_now(entry, segment, self.weights == "recorded"))
         super()._appender()(entry)
 
     def _close(self) -> None:
@@ -159,18 +159,18 @@ class CapacitorTape(Tape):
                 self._evicted.append((segment.index, span.first, span.end, False))
         for clock in self._clocks:
             clock.schedule.closed(self)
-        self._evict()
+        self._evict(strict=True)
 
     def _roll_back(self) -> None:
         for clock in self._clocks:
-            clock.swept, clock.forgotten = min(clock.swept, self._count), min(clock.forgotten, self._count)
+            clock.swept, clock.forgotten = min(clock.swept, self._count), clock.before
         self._open(Segment())
 
-    def _evict(self) -> None:
-        """Drop what is beyond its window or forgotten; raise, and drop nothing, if a loss would go unswept."""
+    def _evict(self, strict: bool) -> None:
+        """Drop what is beyond its window or forgotten, but for what a loss still needs: that is an error if `strict`."""
         leaving = [pair for clock in self._clocks for pair in clock.leaving(self._count)]
         for segment, span in leaving:
-            if segment.index > span.clock.forgotten and segment.waits(span):
+            if strict and segment.index > span.clock.forgotten and segment.waits(span):
                 raise EvictedError(unswept(self._name, segment, span, len(self._clocks) > 1))
         for segment, span in leaving:
             if not segment.waits(span):
@@ -218,8 +218,8 @@ class CapacitorTape(Tape):
             for r, s in zip(roots, seeds, strict=True)
             if (segment := self._segment_of(r._slot)) is not None
         ]
-        for segment, loss in handed_in:
-            if any(other.slot == loss.slot for other in segment.losses):
+        for i, (segment, loss) in enumerate(handed_in):
+            if any(other.slot == loss.slot for other in [*segment.losses, *(o for _, o in handed_in[:i])]):
                 raise ArgumentError(
                     f"{self._name}.backward: this loss was handed in before, and waits for the next sweep.\n"
                     f"  Each loss counts once: call tape.sweep() to sweep now."
@@ -228,7 +228,7 @@ class CapacitorTape(Tape):
             segment.losses.append(loss)
         index = self._count + self.recording
         due = [clock for clock in self._clocks if clock.schedule.due(index, clock.swept)]
-        if not due or not self._waiting(due):
+        if not due or not (handed_in or self._waiting(due)):
             self._wanted += wanted
             return None
         try:
@@ -249,36 +249,30 @@ class CapacitorTape(Tape):
         for segment in window:
             segment.check(self._name)
         entries, sweep.state = self._today(window)
-        stopped: list[int] = []
+        stopped: dict[int, Any] = {}
         for clocks in in_step(due, window):
-            stopped += sweep.run(window, clocks, self.joint, entries)
+            stopped.update(sweep.run(window, clocks, self.joint, entries))
+        for slot in [slot for slot in stopped if self._passed_over(slot)]:
+            sweep.end_at_edge(slot, stopped.pop(slot))
         for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():
             sweep.add(slot, ct)
         sweep.deliver()
-        for clock in due:
-            clock.schedule.swept(self, sweep)
-        for segment in window:
-            for loss in segment.losses:
-                loss.waiting.difference_update(due)
-            segment.losses = [loss for loss in segment.losses if loss.waiting]
-        self._wanted = []
-        index = self._count + self.recording
+        index, self._wanted = self._count + self.recording, []
+        try:
+            for clock in due:
+                clock.schedule.swept(self, sweep)
+        finally:  # each loss counts once
+            for segment in window:
+                segment.mark_swept(due)
         for clock in due:
             clock.swept, clock.forgotten = index, max(clock.forgotten, clock.schedule.forgets(index))
-        self._evict()
-        self._warn_of(stopped)
-        self._watch.look(self, sweep)
-        return sweep
-
-    def _warn_of(self, stopped: list[int]) -> None:
+        if not self.recording:  # an open segment may be aborted, and needs the others when it is done again
+            self._evict(strict=False)
         if stopped and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"{self._name}: a segment read a value that was computed outside this tape's segments, and the "
-                f"gradient stops there. Compute it inside `with tape:`, or say so with tg.stop_gradient.",
-                GradientStopsWarning,
-                stacklevel=4,
-            )
+            warn_that_gradients_stop(self._name)
+        self._watch.look(self, sweep)
+        return sweep
 
     # -- what a sweep covers -----------------------------------------------------------------------
 
@@ -331,15 +325,21 @@ class CapacitorTape(Tape):
 
     def _passed_over(self, slot: int) -> bool:
         """Whether `slot` was computed where a schedule did not record."""
-        spans = self._segment.spans if self.recording and isinstance(self._segment, WindowSegment) else []
-        now = any(span.first < slot and not span.recorded for span in spans[-1:])
-        return now or any(
+        now = self._segment
+        span = now.span_of(slot) if self._window() and isinstance(now, WindowSegment) else None
+        if span is not None:
+            return not span.recorded
+        return any(
             first < slot <= end and not recorded for _, first, end, recorded in reversed(self._evicted)
         )
 
     def _refuse_root(self, root: Variable) -> None:
-        dropped = [index for index, first, end, _ in self._evicted if first < root._slot <= end]
+        slot = root._slot
+        dropped = [index for index, first, end, _ in self._evicted if first < slot <= end]
+        dropped += [
+            segment.index for segment in self._closed if segment.span_of(slot)
+        ]  # the next stop drops it
         if dropped:
             oldest = self._closed[0].index if self._closed else self._count + 1
-            raise EvictedError(evicted(self._name, dropped[0], oldest, self.schedule.window))
+            raise EvictedError(evicted(self._name, dropped[0], oldest, self._clocks[0]))
         super()._refuse_root(root)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import RecordingError
+from .active import current_context
 from .schedule import Schedule
 from .window import Clock
 
@@ -48,6 +49,10 @@ class Part:
         if not self._tape.recording:
             raise RecordingError(
                 "Part: no segment is open. Write `with tape:` around `with part:`, or call part.record(f, *args)."
+            )
+        if self._tape._owner != current_context():
+            raise RecordingError(
+                "Part: the segment was begun in another thread or task, which alone can enter a part."
             )
         self._tape._inside.append(self._clock)
         self._tape._enter(self._clock)

@@ -16,6 +16,7 @@ from ..backend.namespace import namespace
 from ..errors import ArgumentError
 from .entry import ITEM, OUT, SLOTS, Entry
 from .generate import keep
+from .sweep import oldest_swept
 from .variable import LEAVES, Variable, result
 from .window import Span, WindowSegment
 
@@ -34,8 +35,8 @@ class Inputs(NamedTuple):
     statics: dict[str, Any]
 
 
-def inputs_now(entry: Entry, first: int, recorded: bool) -> Inputs | None:
-    """The inputs of the op that appends `entry` now; `first` lies below the slots of its span.
+def inputs_now(entry: Entry, segment: WindowSegment, recorded: bool) -> Inputs | None:
+    """The inputs of the op that appends `entry` to `segment` now.
 
     They are read from the frame of the op's generated code, so that tapes which need them cost the
     others nothing. `recorded`: the arrays of leaves are noted as they are now.
@@ -44,13 +45,16 @@ def inputs_now(entry: Entry, first: int, recorded: bool) -> Inputs | None:
     if variant is ITEM:
         return None
     given, slots = sys._getframe(2).f_locals, variant.input_slots(entry)
+    first = segment.spans[-1].first
 
     def noted(slot: Any, value: Any) -> Any:
         if isinstance(slot, tuple):
             return tuple(map(noted, slot, value))
         if slot < 0 and (leaf := LEAVES.get(slot)) is not None:
             return Leaf(leaf, value if recorded else None)
-        return None if slot > first else value if slot else keep(value)
+        if slot > first and segment.holds(slot):
+            return None
+        return value if slot else keep(value)
 
     arguments = {a: noted(slots.get(a, 0), given[f"{a}_value"]) for a in variant.primitive.arguments}
     return Inputs(arguments, {name: keep(given[name]) for name in variant.primitive.statics})
@@ -79,6 +83,7 @@ class Rerun:
 
     def __init__(self, window: Sequence[WindowSegment]) -> None:
         self.window = window
+        self.oldest = {s.clock: oldest_swept(s.clock, window) for segment in window for s in segment.spans}
         self.values: dict[int, Any] = {}
         self._entries: dict[int, list[Entry]] = {}
         for segment in window:
@@ -92,8 +97,8 @@ class Rerun:
         return self._entries[segment.index]
 
     def runs(self, segment: WindowSegment, span: Span) -> bool:
-        """Whether to run `span` again."""
-        return True
+        """Whether to run `span` again: if a sweep reaches it."""
+        return segment.index >= self.oldest[span.clock]
 
     def leaf(self, leaf: Leaf, segment: WindowSegment, span: Span) -> Any:
         """The array of a leaf that `span` reads."""
@@ -106,6 +111,12 @@ class Rerun:
     def crossing(self, slot: int, value: Any, segment: WindowSegment) -> Any:
         """What `segment` reads for the value in `slot`, which an earlier segment computed."""
         return value
+
+    def compute(self, p: Any, given: dict[str, Any], statics: dict[str, Any]) -> Any:
+        """What the body of an op returns for these arguments."""
+        first = next(iter(given.values()))
+        xp = namespace(*first) if isinstance(first, tuple) else namespace(first)
+        return p.body(xp, *given.values(), **statics)
 
     def _run(self, segment: WindowSegment, span: Span, entry: Entry, inputs: Inputs | None) -> Entry:
         variant = entry[0]
@@ -125,17 +136,9 @@ class Rerun:
 
         p, slots = variant.primitive, variant.input_slots(entry)
         given = {a: read(slots.get(a, 0), noted) for a, noted in inputs.arguments.items()}
-        y = compute(p, given, inputs.statics)
+        y = self.compute(p, given, inputs.statics)
         self.values[entry[OUT]] = y[0] if p.hidden and not p.outputs else y
         return (*entry[: SLOTS + len(p.differentiable)], *residuals_of(variant, given, inputs.statics, y))
-
-
-def compute(p: Any, given: dict[str, Any], statics: dict[str, Any]) -> Any:
-    """What the body of an op returns for these arguments."""
-    first = next(iter(given.values()))
-    return p.body(
-        namespace(*first) if isinstance(first, tuple) else namespace(first), *given.values(), **statics
-    )
 
 
 def residuals_of(variant: Any, given: dict[str, Any], statics: dict[str, Any], y: Any) -> list[Any]:

@@ -7,11 +7,11 @@ they had (views share a buffer as before), for the last bit of a matrix product 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from ..errors import ArgumentError, RecordingError, ShapeError, UnsupportedError, describe
 from ..types import Array
@@ -25,7 +25,7 @@ from .window import Loss, Span, WindowSegment
 
 FORMAT = 1
 PLAIN = (bool, int, float, str, type(None))
-LARGE = 1 << 20  # bytes of a buffer above which a small view of it is copied instead
+LARGE = 1 << 20  # bytes of a buffer above which a small view of it does not take all of it along
 
 
 class Slot(int):
@@ -43,6 +43,8 @@ def state_dict(tape: CapacitorTape, *, carry: Any = None, parameters: Any = None
     Raises RecordingError while a segment is open, UnsupportedError for an op that is not registered or
     a residual that is no array, ArgumentError for a leaf without a name.
     """
+    import json  # here and below: 2 ms of `import tapegrad`
+
     if tape.recording:
         raise RecordingError(f"{tape._name}.state_dict: a segment is open. Call stop() first.")
     writer, joint = Writer(named(parameters)), cast("Any", tape.joint)
@@ -51,6 +53,7 @@ def state_dict(tape: CapacitorTape, *, carry: Any = None, parameters: Any = None
     state = {
         "format": FORMAT,
         "weights": tape.weights,
+        "policy": signature(joint),
         "inputs": tape._keeps_inputs,
         "count": tape._count,
         "warned": tape._warned,
@@ -73,6 +76,8 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
     `tape` must be made as that one was: the same schedule, weights, joint and parts. Nothing is changed
     if anything does not fit. Raises ArgumentError, ShapeError or RecordingError, naming what.
     """
+    import json
+
     where = f"{tape._name}.load_state_dict"
     if tape.recording:
         raise RecordingError(f"{where}: a segment is open. Call stop() or abort() first.")
@@ -87,8 +92,13 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
         raise ArgumentError(
             f"{where}: the snapshot has format {state['format']}, and this is format {FORMAT}."
         )
-    there = [state["weights"], state["inputs"], *(clock[0] for clock in state["clocks"])]
-    here = [tape.weights, tape._keeps_inputs, *(signature(clock.schedule) for clock in tape._clocks)]
+    there = [state["weights"], state["policy"], state["inputs"], *(clock[0] for clock in state["clocks"])]
+    here = [
+        tape.weights,
+        signature(tape.joint),
+        tape._keeps_inputs,
+        *(signature(clock.schedule) for clock in tape._clocks),
+    ]
     if here != there:
         raise ArgumentError(
             f"{where}: the snapshot is of another kind of tape.\n  snapshot: {there}\n  here:     {here}\n"
@@ -97,17 +107,17 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
     reader = Reader(saved, state, named(parameters), where)
     segments = [segment_from(s, tape, reader) for s in state["segments"]]
     carry = reader(state["carry"])
-    schedules = [reader(clock[3]) for clock in state["clocks"]]
-    joint = reader(state["joint"])
+    schedules = [clock.schedule.fresh() for clock in tape._clocks]
+    for schedule, clock in zip(schedules, state["clocks"], strict=True):
+        schedule.load_state_dict(reader(clock[3]))
+    if (joint := reader(state["joint"])) is not None:
+        cast("Any", tape.joint).load_state_dict(joint)
 
     tape.reset()
     for clock, (_, swept, forgotten, _), schedule in zip(
         tape._clocks, state["clocks"], schedules, strict=True
     ):
-        clock.swept, clock.forgotten = swept, forgotten
-        clock.schedule.load_state_dict(schedule)
-    if joint is not None:
-        cast("Any", tape.joint).load_state_dict(joint)
+        clock.swept, clock.forgotten, clock.schedule = swept, forgotten, schedule
     tape._count, tape._warned = state["count"], state["warned"]
     tape._watch._sweeps, tape._watch._done, tape._watch._verdicts = state["watch"]
     tape._evicted.extend(
@@ -123,9 +133,10 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
     return carry
 
 
-def signature(schedule: Any) -> str:
-    kind = type(schedule)
-    return kind.__name__ if "object at 0x" in repr(schedule) else repr(schedule)
+def signature(policy: Any) -> str:
+    """What tells one schedule or joint from another: its repr, or the name of its kind if that holds an address."""
+    shown = repr(policy)
+    return getattr(policy, "__name__", type(policy).__name__) if " at 0x" in shown else shown
 
 
 def named(parameters: Any) -> dict[str, Variable]:
@@ -146,7 +157,7 @@ class Writer:
         self.names = {v._slot: name for name, v in names.items()}
         self.arrays: list[Array] = []
         self.leaves: dict[str, Any] = {}  # by slot: [name, shape, dtype], or None if nobody holds the leaf
-        self._buffers: dict[int, int] = {}
+        self._buffers: dict[tuple[int, int, int], int] = {}
         self._held: list[Any] = []  # so that no id is used twice
 
     def __call__(self, value: Any) -> Any:
@@ -154,7 +165,7 @@ class Writer:
             return {"slot": self.slot(int(value))}
         if type(value) in PLAIN:
             return value
-        if isinstance(value, (tuple, list)):
+        if type(value) in (tuple, list):
             return {"tuple" if isinstance(value, tuple) else "list": [self(v) for v in value]}
         if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             return {"dict": {k: self(v) for k, v in value.items()}}
@@ -171,7 +182,9 @@ class Writer:
             return self.array(value)
         if isinstance(value, np.generic):
             return {"scalar": self.array(np.asarray(value))}
-        if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        if isinstance(value, np.dtype) or (
+            isinstance(value, type) and issubclass(value, (np.generic, float))
+        ):
             return {"dtype": np.dtype(value).str}
         raise UnsupportedError(
             f"state_dict: {describe(value)} is held, which is no array, number or text, and cannot be stored."
@@ -197,18 +210,25 @@ class Writer:
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
-        small = owner.nbytes > LARGE and owner.nbytes > 4 * array.nbytes
-        if small or owner.dtype.hasobject or not dense(owner):
+        low, high = byte_bounds(array)
+        if owner.dtype.hasobject or not dense(owner) or high - low > max(LARGE, 4 * array.nbytes):
             owner = array = array.copy(order="K")
-        if not dense(owner):
-            owner = array = array.copy(order="C")
-        if id(owner) not in self._buffers:
-            self._buffers[id(owner)] = len(self.arrays)
-            self.arrays.append(owner.ravel(order="K"))
+            if not dense(owner):
+                owner = array = array.copy(order="C")
+            low, high = byte_bounds(array)
+        first, last = byte_bounds(owner)
+        part = owner.nbytes > LARGE and owner.nbytes > 4 * (high - low)
+        if not part:
+            low, high = first, last
+        key = (id(owner), low, high)
+        if key not in self._buffers:
+            self._buffers[key] = len(self.arrays)
+            flat = owner.ravel(order="K")
+            self.arrays.append(flat.view(np.uint8)[low - first : high - first].copy() if part else flat)
             self._held.append(owner)
-        offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+        offset = array.__array_interface__["data"][0] - low
         return {
-            "array": self._buffers[id(owner)],
+            "array": self._buffers[key],
             "dtype": array.dtype.str,
             "shape": list(array.shape),
             "strides": list(array.strides),
@@ -297,9 +317,7 @@ class Reader:
         if leaf is None:  # nobody held it any more: its gradient went nowhere
             return Variable(0.0)
         name, shape, dtype = leaf
-        found = (
-            [names[name]] if name in names else [v for v in LEAVES.values() if not names and v.name == name]
-        )
+        found = [names[name]] if name in names else [v for v in LEAVES.values() if v.name == name]
         if len(found) != 1:
             raise ArgumentError(
                 f"{self.where}: {'no leaf is' if not found else f'{len(found)} leaves are'} called {name!r}.\n"

@@ -6,12 +6,13 @@ Adjoints are local to a sweep: overlapping windows share the recorded segments, 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, ShapeError, describe
+from ..errors import ArgumentError, GradientStopsWarning, ShapeError, describe
 from .adjoints import AdjointMap, Adjoints
 from .entry import Entry
 from .schedule import Schedule
@@ -60,20 +61,22 @@ class Sweep(Adjoints):
         clocks: Sequence[Clock],
         joint: Joint,
         entries: Callable[[WindowSegment], list[Entry]],
-    ) -> list[int]:
+    ) -> Pending:
         """Sweep once for the losses that the parts of `clocks` wait for, and collect those parts' gradients.
 
-        Returns the slots of adjoints that end where nothing says that they should.
+        Returns the adjoints that end where nothing says that they should.
         """
         before, self._at_joints = self._at_joints, []
         kept_before, self.kept = self.kept, dict.fromkeys(self.kept)
-        joints, stopped = Joints(window, clocks, joint), []
-        losses_left = sum(not loss.waiting.isdisjoint(clocks) for s in window for loss in s.losses)
+        self.owned.intersection_update(self.sums)  # of the pass before, the leaves' sums alone are left
+        joints, stopped = Joints(window, clocks, joint), dict[int, Any]()
+        window = [segment for segment in window if segment.index >= joints.last]
+        losses_left = joints.may_end and sum(loss.seeds(clocks) for s in window for loss in s.losses)
         for segment, older in zip(reversed(window), [*reversed(window[:-1]), None], strict=True):
             losses_left -= self._enter(segment, clocks)
             self._pull(segment, entries(segment), clocks, joints)
-            stopped += self._leave(segment, older, joints)
-            if not losses_left and joints.may_end and joints.end(segment, self):
+            stopped.update(self._leave(segment, older, joints))
+            if joints.may_end and not losses_left and joints.end(segment, self):
                 break
         for slot in [s for s in self.sums if s > 0]:  # pending beyond the left edge
             ct = self.sums.pop(slot)
@@ -84,12 +87,12 @@ class Sweep(Adjoints):
             self._at_joints = before
         for slot, ct in kept_before.items():
             if ct is not None:
-                self.kept[slot] = ct if self.kept[slot] is None else ct + self.kept[slot]
+                self.kept[slot] = ct  # from the pass with the longest window
         return stopped
 
     def _enter(self, segment: WindowSegment, clocks: Collection[Clock]) -> int:
         """Seed the segment's losses, after the joint. Returns how many."""
-        seeds = [loss for loss in segment.losses if not loss.waiting.isdisjoint(clocks)]
+        seeds = [loss for loss in segment.losses if loss.seeds(clocks)]
         for loss in seeds:
             self.add(loss.slot, loss.seed)
             self._seeded.add(loss.slot)
@@ -102,6 +105,9 @@ class Sweep(Adjoints):
         self, segment: WindowSegment, entries: list[Entry], clocks: Collection[Clock], joints: Joints
     ) -> None:
         """Pull the cotangents back through what is in reach of the segment; leaves of other parts get nothing."""
+        if joints.all_collected:
+            self.sweep(reversed(entries))
+            return
         spans = [span for span in segment.spans if span.stop > span.start]
         if all(span.clock in clocks and joints.reach(segment, span) for span in spans):
             self.sweep(reversed(entries))
@@ -114,15 +120,19 @@ class Sweep(Adjoints):
                 self.sweep(through)
             else:
                 leaves = {s: self.sums.pop(s) for s in [s for s in self.sums if s < 0]}
+                owned = self.owned & leaves.keys()
+                self.owned -= owned
                 self.sweep(through)
                 for slot in [s for s in self.sums if s < 0]:
                     del self.sums[slot]
+                    self.owned.discard(slot)
                 self.sums.update(leaves)
+                self.owned |= owned
 
-    def _leave(self, segment: WindowSegment, older: WindowSegment | None, joints: Joints) -> list[int]:
-        """Cross the joint below `segment`. Returns the slots of adjoints that end here for no declared reason."""
+    def _leave(self, segment: WindowSegment, older: WindowSegment | None, joints: Joints) -> Pending:
+        """Cross the joint below `segment`. Returns the adjoints that end here for no declared reason."""
         pending: Pending = {}
-        stopped: list[int] = []
+        stopped: Pending = {}
         for slot in [s for s in self.sums if s > 0]:
             ct = self.sums.pop(slot)
             if slot < segment.first:
@@ -132,13 +142,17 @@ class Sweep(Adjoints):
                 self.kept[slot] = ct
             span = segment.span_of(slot)
             if span is None or (span.held and joints.reach(segment, span)):
-                stopped.append(slot)
+                stopped[slot] = ct
             else:
-                self._forgotten[slot] = ct
+                self.end_at_edge(slot, ct)
         self._at_joints.append(AdjointMap(pending))
         self._share(self._at_joints[-1])
         self.sums.update(joints.cross(segment, older, pending))
         return stopped
+
+    def end_at_edge(self, slot: int, ct: Any) -> None:
+        """Note the adjoint of a value that is a constant to this sweep as one that a longer window would carry on."""
+        self._forgotten[slot] = ct
 
     def _share(self, adjoints: AdjointMap) -> None:
         """Somebody else holds these arrays from now on: do not add to them in place."""
@@ -153,6 +167,8 @@ class Joints:
         parts = {span.clock for segment in window for span in segment.spans}
         self.oldest = {clock: oldest_swept(clock, window) for clock in parts.union(clocks)}
         self.last = min(self.oldest[clock] for clock in clocks)
+        # Whether the pass reaches and collects everything: most do.
+        self.all_collected = parts <= set(clocks) and max(self.oldest.values()) <= window[0].index
         self.scaled = type(self.schedule).scale is not Schedule.scale
         self.may_end = type(self.schedule).ends is not Schedule.ends
         self.norms: list[float] = []
@@ -187,7 +203,7 @@ class Joints:
 
 def oldest_swept(clock: Clock, window: Sequence[WindowSegment]) -> int:
     """The oldest segment that a sweep of `window` pulls back through: older ones too if a loss waits there."""
-    waiting = (s.index for s in window if s.losses and any(clock in loss.waiting for loss in s.losses))
+    waiting = (s.index for s in window if s.losses and s.awaits(clock))
     newest = window[-1].index
     return min(clock.oldest(newest, clock.schedule.reach), next(waiting, newest))
 
@@ -197,6 +213,8 @@ def in_step(due: Sequence[Clock], window: Sequence[WindowSegment]) -> list[list[
 
     A schedule that scales at joints or ends a sweep early has a pass to itself.
     """
+    if len(due) == 1:
+        return [list(due)]
     groups: dict[Any, list[Clock]] = {}
     for clock in due:
         waiting = frozenset(loss.slot for s in window for loss in s.losses if clock in loss.waiting)
@@ -232,4 +250,13 @@ def require_joint(joint: Joint) -> Joint:
     raise ArgumentError(
         f"CapacitorTape: `joint` must be None, a finite number, or a function of the pending adjoints, "
         f"and {describe(joint)} came."
+    )
+
+
+def warn_that_gradients_stop(tape: str) -> None:
+    warnings.warn(
+        f"{tape}: a segment read a value that was computed outside this tape's segments, and the "
+        f"gradient stops there. Compute it inside `with tape:`, or say so with tg.stop_gradient.",
+        GradientStopsWarning,
+        stacklevel=5,  # the caller of backward
     )

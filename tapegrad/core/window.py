@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
+from ..errors import ArgumentError
 from .adjoints import AdjointMap
 from .entry import Entry
 from .schedule import Schedule
@@ -25,6 +27,7 @@ class Clock:
         self.schedule = schedule
         self.swept = index  # the segment of the last sweep
         self.forgotten = 0  # the segment up to which everything is forgotten
+        self.before = 0  # that, when the segment that is open began
         self.spans: deque[tuple[WindowSegment, Span]] = deque()
 
     def oldest(self, newest: int, length: int | None) -> int:
@@ -34,11 +37,13 @@ class Clock:
     def leaving(self, newest: int) -> list[tuple[WindowSegment, Span]]:
         """The spans that are out of reach from segment `newest`."""
         oldest = self.oldest(newest, self.schedule.window)
+        if not self.spans or self.spans[0][0].index >= oldest:
+            return []
         return list(itertools.takewhile(lambda pair: pair[0].index < oldest, self.spans))
 
     def reset(self) -> None:
         self.schedule.reset()
-        self.swept = self.forgotten = 0
+        self.swept = self.forgotten = self.before = 0
         self.spans.clear()
 
 
@@ -60,6 +65,10 @@ class Loss:
 
     def __init__(self, slot: int, seed: Any, waiting: set[Clock]) -> None:
         self.slot, self.seed, self.waiting = slot, seed, waiting
+
+    def seeds(self, clocks: Iterable[Clock]) -> bool:
+        """Whether a sweep for the parts of `clocks` starts here."""
+        return not self.waiting.isdisjoint(clocks)
 
 
 class WindowSegment(Segment):
@@ -95,9 +104,26 @@ class WindowSegment(Segment):
             if span.recorded:
                 span.clock.spans.append((self, span))
 
+    def mark_swept(self, due: Iterable[Clock]) -> None:
+        """The losses count as swept for the parts of `due`; those for which nobody waits are done with."""
+        if self.losses:
+            for loss in self.losses:
+                loss.waiting.difference_update(due)
+            self.losses = [loss for loss in self.losses if loss.waiting]
+
     def waits(self, span: Span) -> bool:
-        """Whether a loss that `span` computed is still to be swept."""
-        return any(loss.slot < 0 or span.first < loss.slot <= span.end for loss in self.losses)
+        """Whether `span` is still needed: it computed a loss that is to be swept, or its part is to sweep one."""
+        return any(
+            loss.slot < 0 or span.clock in loss.waiting or span.first < loss.slot <= span.end
+            for loss in self.losses
+        )
+
+    def awaits(self, clock: Clock) -> bool:
+        """Whether one of the segment's losses is to be swept for the part of `clock`, or was computed there."""
+        return any(
+            clock in loss.waiting or ((span := self.span_of(loss.slot)) is not None and span.clock is clock)
+            for loss in self.losses
+        )
 
     def span_of(self, slot: int) -> Span | None:
         """The span in which the value in `slot` was computed, even if it is not held any more."""
@@ -148,6 +174,15 @@ class WindowSegment(Segment):
         return entries
 
 
+def require_a_window(where: str, *schedules: Schedule) -> None:
+    """Raise if one of `schedules` looks beyond its window (RealTime)."""
+    for schedule in schedules:
+        if type(schedule).beyond is not Schedule.beyond:
+            raise ArgumentError(
+                f"{where}: {schedule} looks beyond its window, and needs a tape without parts and with recorded weights."
+            )
+
+
 def unswept(tape: str, segment: WindowSegment, span: Span, parts: bool) -> str:
     """The message for a loss that would leave its window without having been swept."""
     fix = "Call tape.sweep(), or call backward(loss) in every segment."
@@ -163,8 +198,14 @@ def unswept(tape: str, segment: WindowSegment, span: Span, parts: bool) -> str:
     )
 
 
-def evicted(tape: str, index: int, oldest: int, window: int | None) -> str:
+def evicted(tape: str, index: int, oldest: int, clock: Clock) -> str:
     """The message for a loss that is handed in when its segment is gone."""
+    window = clock.schedule.window
+    if window is None or index <= clock.forgotten:
+        return (
+            f"{tape}.backward: the loss was recorded in segment {index}, which a sweep has forgotten.\n"
+            f"  Hand in all losses of a segment at once, as a list, or before that sweep."
+        )
     return (
         f"{tape}.backward: the loss was recorded in segment {index}, and the oldest segment kept is {oldest}.\n"
         f"  window is {window}. Call backward within {window} segments of the loss, or raise the window."

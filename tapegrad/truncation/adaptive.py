@@ -62,7 +62,10 @@ class Adaptive(Schedule):
         self._seen = self._probed = self._at = 0
 
     def __repr__(self) -> str:
-        return f"Adaptive({self.delta}, shortest={self.shortest}, longest={self.longest}, every={self.every})"
+        return (
+            f"Adaptive({self.delta}, shortest={self.shortest}, longest={self.longest}, start={self.start}, "
+            f"every={self.every}, stride={self.stride})"
+        )
 
     def fresh(self) -> Adaptive:
         return Adaptive(self.delta, self.shortest, self.longest, self.start, self.every, self.stride)
@@ -83,6 +86,8 @@ class Adaptive(Schedule):
         index = window[-1].index
         self._seen += index - self._at
         self._at = index
+        while window and not window[-1].losses:  # the newest loss may have come late
+            window.pop()
         if self._seen - self._probed < self.every or len(window) < self.longest:
             return
         self._probed = self._seen
@@ -113,8 +118,8 @@ class Adaptive(Schedule):
 def probe(window: Any, entries: Any) -> tuple[list[float], list[float]]:
     """Of the newest loss alone, by lag: φ, the norm of the adjoint of the state; and the norm of its running sum."""
     adjoints = Adjoints()
-    losses = next(segment.losses for segment in reversed(window) if segment.losses)
-    adjoints.add(losses[-1].slot, losses[-1].seed)
+    loss = window[-1].losses[-1]
+    adjoints.add(loss.slot, loss.seed)
     norms, sums, total = [], [], None
     for segment in reversed(window):
         adjoints.sweep(reversed(entries(segment)))

@@ -28,6 +28,9 @@ class RandomJoint:
         self.alpha, self.seed = alpha, seed
         self._random = np.random.default_rng(seed)
 
+    def __repr__(self) -> str:
+        return f"RandomJoint({self.alpha}, seed={self.seed})"
+
     def __call__(self, pending: Pending) -> Pending:
         if self._random.random() >= self.alpha:
             return {}
@@ -53,6 +56,9 @@ class ClipJoint:
         if isinstance(norm, bool) or not isinstance(norm, (int, float)) or not norm > 0:
             raise ArgumentError(f"ClipJoint: `norm` must be a number above 0, and {norm!r} came.")
         self.norm = norm
+
+    def __repr__(self) -> str:
+        return f"ClipJoint({self.norm})"
 
     def __call__(self, pending: Pending) -> Pending:
         norm = np.sqrt(sum(np.sum(np.square(ct, dtype=np.float64)) for ct in pending.values()))

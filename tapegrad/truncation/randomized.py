@@ -25,6 +25,9 @@ class Randomized(Schedule):
     exponent of its power law (large: nearly geometric). The gradient, summed over a sequence, is that of
     full backpropagation in expectation; its variance is the price.
 
+    On a part of a tape it is the part's own gradient that is unbiased. To the sweeps of other parts, what
+    this one has forgotten is a constant, as with any schedule, and nothing makes up for that.
+
     `longest` bounds the memory by cutting every chunk there at the latest. That is biased: a
     contribution over `lag` joints is lost in a fraction `lost(lag)` of all cases.
 
@@ -98,7 +101,7 @@ class Randomized(Schedule):
     # -- what a tape asks ------------------------------------------------------------------------
 
     def reset(self) -> None:
-        self._drawn, self._since, self._cut = 0, 0, 0
+        self._drawn, self._since, self._cut, self._moments.at = 0, 0, 0, 0
         self._scales: dict[int, float] = {}
 
     def _draw_up_to(self, index: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from ..core.adjoints import Adjoints
 from ..core.schedule import Schedule
 from ..core.snapshot import Slot
+from ..core.variable import LEAVES
 from ..types import Array
 
 Sensitivity = dict[int, Array]  # by leaf slot: (size of the value, *shape of the leaf)
@@ -85,10 +86,14 @@ class RealTime(Schedule):
             adjoints.sweep(reversed(entries))
             for source, reached in adjoints.sums.items():
                 if source < 0:
-                    parts = {source: reached}
+                    parts = (
+                        {source: reached} if source in LEAVES else {}
+                    )  # a leaf that nobody holds needs none
                 else:
-                    known = self._known.get(source, {})
-                    parts = {leaf: np.tensordot(np.ravel(reached), s, 1) for leaf, s in known.items()}
+                    known = self._known.get(source, {}).items()
+                    parts = {
+                        leaf: np.tensordot(np.ravel(reached), s, 1) for leaf, s in known if leaf in LEAVES
+                    }
                 for leaf, part in parts.items():
                     if leaf not in total:
                         total[leaf] = np.zeros((size, *np.shape(part)), dtype)

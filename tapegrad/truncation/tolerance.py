@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class Tolerance(Schedule):
         return Tolerance(self.eps, self.schedule)
 
     def ends(self, norms: Sequence[float]) -> bool:
-        return norms[-1] <= self.eps * max(norms)
+        return norms[-1] <= self.eps * max(norms) < math.inf
 
     @property
     def window(self) -> int | None:  # type: ignore[override]
