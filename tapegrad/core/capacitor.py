@@ -121,7 +121,7 @@ class CapacitorTape(Tape):
     def _open(self, segment: Segment) -> None:
         self._inside.clear()
         for clock in self._clocks:
-            clock.before = clock.forgotten
+            clock.now, clock.before = max(self._count, segment.index), clock.forgotten
         super()._open(segment)
         if isinstance(segment, WindowSegment):
             self._enter(self._clocks[0])
@@ -168,7 +168,7 @@ class CapacitorTape(Tape):
 
     def _evict(self, strict: bool) -> None:
         """Drop what is beyond its window or forgotten, but for what a loss still needs: that is an error if `strict`."""
-        leaving = [pair for clock in self._clocks for pair in clock.leaving(self._count)]
+        leaving = [pair for clock in self._clocks for pair in clock.leaving()]
         for segment, span in leaving:
             if strict and segment.index > span.clock.forgotten and segment.waits(span):
                 raise EvictedError(unswept(self._name, segment, span, len(self._clocks) > 1))
@@ -226,8 +226,7 @@ class CapacitorTape(Tape):
                 )
         for segment, loss in handed_in:
             segment.losses.append(loss)
-        index = self._count + self.recording
-        due = [clock for clock in self._clocks if clock.schedule.due(index, clock.swept)]
+        due = [clock for clock in self._clocks if clock.schedule.due(clock.now, clock.swept)]
         if not due or not (handed_in or self._waiting(due)):
             self._wanted += wanted
             return None
@@ -257,7 +256,7 @@ class CapacitorTape(Tape):
         for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():
             sweep.add(slot, ct)
         sweep.deliver()
-        index, self._wanted = self._count + self.recording, []
+        self._wanted = []
         try:
             for clock in due:
                 clock.schedule.swept(self, sweep)
@@ -265,7 +264,8 @@ class CapacitorTape(Tape):
             for segment in window:
                 segment.mark_swept(due)
         for clock in due:
-            clock.swept, clock.forgotten = index, max(clock.forgotten, clock.schedule.forgets(index))
+            clock.swept = clock.now
+            clock.forgotten = max(clock.forgotten, clock.schedule.forgets(clock.now))
         if not self.recording:  # an open segment may be aborted, and needs the others when it is done again
             self._evict(strict=False)
         if stopped and not self._warned:
@@ -304,7 +304,7 @@ class CapacitorTape(Tape):
     @property
     def _idle(self) -> bool:
         """Whether the newest segment is one that the schedule does not record."""
-        return not self.schedule.records(self._count + self.recording)
+        return not self.schedule.records(self._clocks[0].now)
 
     def _last(self) -> Entry | None:
         newest = self._window()[-1:]

@@ -374,10 +374,11 @@ def unrecorded(y: Any, tapes: Any, slots: tuple[Any, ...], p: Any) -> Any:
     for array in y if isinstance(y, tuple) else (y,):
         if isinstance(array, np.ndarray):
             array.flags.writeable = False  # a recording that keeps it need not copy it
-    slot = next_slot() if tapes is None and any(s > 0 for s in flat) else 0
+    foreign = tapes is None and any(s > 0 for s in flat)
     if not p.outputs:
-        return result(y[0] if p.hidden else y, slot)
-    return tuple(result(array, slot) for array in (y if isinstance(p.outputs, str) else y[: len(p.outputs)]))
+        return result(y[0] if p.hidden else y, next_slot() if foreign else 0)
+    outputs = y if isinstance(p.outputs, str) else y[: len(p.outputs)]
+    return tuple(result(array, next_slot() if foreign else 0) for array in outputs)
 
 
 def explain(p: Any, error: Exception, bound: dict[str, Any]) -> None:

@@ -117,7 +117,8 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
     for clock, (_, swept, forgotten, _), schedule in zip(
         tape._clocks, state["clocks"], schedules, strict=True
     ):
-        clock.swept, clock.forgotten, clock.schedule = swept, forgotten, schedule
+        clock.now, clock.swept, clock.forgotten = state["count"], swept, forgotten
+        clock.schedule = schedule
     tape._count, tape._warned = state["count"], state["warned"]
     tape._watch._sweeps, tape._watch._done, tape._watch._verdicts = state["watch"]
     tape._evicted.extend(

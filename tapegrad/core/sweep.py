@@ -204,8 +204,7 @@ class Joints:
 def oldest_swept(clock: Clock, window: Sequence[WindowSegment]) -> int:
     """The oldest segment that a sweep of `window` pulls back through: older ones too if a loss waits there."""
     waiting = (s.index for s in window if s.losses and s.awaits(clock))
-    newest = window[-1].index
-    return min(clock.oldest(newest, clock.schedule.reach), next(waiting, newest))
+    return min(clock.oldest(clock.schedule.reach), next(waiting, clock.now))
 
 
 def in_step(due: Sequence[Clock], window: Sequence[WindowSegment]) -> list[list[Clock]]:

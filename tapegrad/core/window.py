@@ -25,25 +25,26 @@ class Clock:
 
     def __init__(self, schedule: Schedule, index: int = 0) -> None:
         self.schedule = schedule
+        self.now = index  # the newest segment
         self.swept = index  # the segment of the last sweep
         self.forgotten = 0  # the segment up to which everything is forgotten
         self.before = 0  # that, when the segment that is open began
         self.spans: deque[tuple[WindowSegment, Span]] = deque()
 
-    def oldest(self, newest: int, length: int | None) -> int:
-        """The oldest of `length` segments up to segment `newest` that is not forgotten."""
-        return max(1 if length is None else newest - length + 1, self.forgotten + 1)
+    def oldest(self, length: int | None) -> int:
+        """The oldest of the newest `length` segments that is not forgotten."""
+        return max(1 if length is None else self.now - length + 1, self.forgotten + 1)
 
-    def leaving(self, newest: int) -> list[tuple[WindowSegment, Span]]:
-        """The spans that are out of reach from segment `newest`."""
-        oldest = self.oldest(newest, self.schedule.window)
+    def leaving(self) -> list[tuple[WindowSegment, Span]]:
+        """The spans that are not kept any longer."""
+        oldest = self.oldest(self.schedule.window)
         if not self.spans or self.spans[0][0].index >= oldest:
             return []
         return list(itertools.takewhile(lambda pair: pair[0].index < oldest, self.spans))
 
     def reset(self) -> None:
         self.schedule.reset()
-        self.swept = self.forgotten = self.before = 0
+        self.now = self.swept = self.forgotten = self.before = 0
         self.spans.clear()
 
 

@@ -83,7 +83,7 @@ class Adaptive(Schedule):
 
     def swept(self, tape: Any, sweep: Any) -> None:
         window = tape._window()
-        index = window[-1].index
+        index = tape._clocks[0].now
         self._seen += index - self._at
         self._at = index
         while window and not window[-1].losses:  # the newest loss may have come late

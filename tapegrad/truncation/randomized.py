@@ -101,8 +101,9 @@ class Randomized(Schedule):
     # -- what a tape asks ------------------------------------------------------------------------
 
     def reset(self) -> None:
-        self._drawn, self._since, self._cut, self._moments.at = 0, 0, 0, 0
+        self._drawn, self._since, self._moments.at = 0, 0, 0
         self._scales: dict[int, float] = {}
+        self._cuts = [0]  # an aborted segment's may lie ahead: it is drawn once, for when it is done again
 
     def _draw_up_to(self, index: int) -> None:
         while self._drawn < index:
@@ -111,25 +112,28 @@ class Randomized(Schedule):
             c = self.cut_probability(self._since)
             if self._random.random() < c:
                 self._scales[self._drawn] = 0.0
-                self._cut, self._since = self._drawn, 0
+                self._cuts.append(self._drawn)
+                self._since = 0
             else:
                 self._scales[self._drawn] = 1.0 / (1.0 - c)
 
     def due(self, index: int, swept: int) -> bool:
-        self._draw_up_to(index)
-        return self._cut > swept
+        return self.forgets(index) > swept
 
     def scale(self, index: int) -> float:
         self._draw_up_to(index)
         return self._scales.get(index, 0.0)  # older than the tape: behind a cut
 
     def forgets(self, index: int) -> int:
-        return self._cut
+        self._draw_up_to(index)
+        return next(cut for cut in reversed(self._cuts) if cut <= index)
 
     def swept(self, tape: Any, sweep: Any) -> None:
-        self._moments.add(sweep, self._drawn)
-        oldest = min(self._cut, tape._window()[0].index)
+        self._moments.add(sweep, tape._clocks[0].now)
+        last = self.forgets(tape._clocks[0].now)
+        oldest = min(last, tape._window()[0].index)
         self._scales = {i: scale for i, scale in self._scales.items() if i >= oldest}
+        self._cuts = [cut for cut in self._cuts if cut >= last]
 
     @property
     def variance(self) -> float:
@@ -144,13 +148,15 @@ class Randomized(Schedule):
         scales = {str(i): scale for i, scale in self._scales.items()}
         return {
             "random": self._random.bit_generator.state,
-            "drawn": [self._drawn, self._since, self._cut],
+            "drawn": [self._drawn, self._since],
+            "cuts": list(self._cuts),
             "scales": scales,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random.bit_generator.state = state["random"]
-        self._drawn, self._since, self._cut = state["drawn"]
+        self._drawn, self._since = state["drawn"]
+        self._cuts = list(state["cuts"])
         self._scales = {int(i): scale for i, scale in state["scales"].items()}
 
 
