@@ -421,3 +421,13 @@ def test_another_thread_cannot_enter_a_part():
         thread.start()
         thread.join()
     assert raised == ["Part: the segment was begun in another thread or task, which alone can enter a part."]
+
+
+def test_a_leaf_handed_in_beside_the_loss_counts_once():
+    u, tape = tg.Parameter(np.array(2.0)), tg.CapacitorTape(3)
+    part = tape.capacitor(tg.Sliding(3, stride=3))
+    for _ in range(6):
+        with tape, part:
+            loss = u * 1.0
+        tape.backward([loss, u])
+    assert u.grad == 6 + 6  # the losses that read it, and itself

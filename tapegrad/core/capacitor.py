@@ -158,7 +158,7 @@ class CapacitorTape(Tape):
             if not span.recorded:
                 self._evicted.append((segment.index, span.first, span.end, False))
         for clock in self._clocks:
-            clock.schedule.closed(self)
+            clock.schedule.closed(self, clock)
         self._evict(strict=True)
 
     def _roll_back(self) -> None:
@@ -214,7 +214,7 @@ class CapacitorTape(Tape):
         roots, seeds = ([], []) if root is None and self._idle else seeded(self, root, seed)
         wanted = [*roots, *variables(keep, "keep")]
         handed_in = [
-            (segment, Loss(r._slot, s, set(self._clocks)))
+            (segment, Loss(r._slot, s, set(self._clocks if r._slot > 0 else self._clocks[:1])))
             for r, s in zip(roots, seeds, strict=True)
             if (segment := self._segment_of(r._slot)) is not None
         ]
@@ -259,7 +259,7 @@ class CapacitorTape(Tape):
         self._wanted = []
         try:
             for clock in due:
-                clock.schedule.swept(self, sweep)
+                clock.schedule.swept(self, clock, sweep)
         finally:  # each loss counts once
             for segment in window:
                 segment.mark_swept(due)
@@ -312,12 +312,12 @@ class CapacitorTape(Tape):
 
     def _segment_of(self, slot: int) -> WindowSegment | None:
         """The segment that computed `slot`; for a leaf, the newest. None if it is none of this window."""
-        window = self._window()
-        if slot < 0 and window:
-            return window[-1]
-        for segment in reversed(window):
-            if slot >= segment.first:
-                return segment if segment.holds(slot) else None
+        open_one = [self._segment] if self.recording else []
+        segment: Any
+        for segment in itertools.chain(open_one, reversed(self._closed)):
+            if slot < 0 or slot >= segment.first:
+                held = slot < 0 or segment.holds(slot)
+                return segment if held and (not open_one or segment in self._window()) else None
         return None
 
     def _holds(self, slot: int) -> bool:

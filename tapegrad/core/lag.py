@@ -38,7 +38,7 @@ class LagWatch:
         if len(latest) == AGREE and latest[0] and len(set(latest)) == 1:
             self._done = True
             warnings.warn(
-                f"{tape._name}: {ADVICE[latest[0]].format(window=window)}", WindowWarning, stacklevel=5
+                f"{tape._name}: {ADVICE[latest[0]].format(window=window)}", WindowWarning, stacklevel=4
             )
 
 

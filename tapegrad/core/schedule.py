@@ -23,7 +23,7 @@ from ..errors import ArgumentError, describe
 class Schedule:
     """What a CapacitorTape asks of a schedule; see the top of this file. Subclass it to truncate in your own way."""
 
-    window: int | None
+    window: int | None = None
 
     @property
     def reach(self) -> int | None:
@@ -58,11 +58,11 @@ class Schedule:
         """Gradients by leaf slot of what lies beyond the window, given the adjoints at its left edge."""
         return {}
 
-    def closed(self, tape: Any) -> None:
-        """A segment of `tape` has closed, and nothing was dropped yet."""
+    def closed(self, tape: Any, clock: Any) -> None:
+        """A segment of `tape` has closed, and nothing was dropped yet; `clock.now` is its number."""
 
-    def swept(self, tape: Any, sweep: Any) -> None:
-        """`tape` has swept, and nothing was forgotten yet."""
+    def swept(self, tape: Any, clock: Any, sweep: Any) -> None:
+        """`tape` has swept in segment `clock.now`, and nothing was forgotten yet."""
 
     def reset(self) -> None:
         """A new sequence begins with the next segment, which is number 1 again."""

@@ -257,5 +257,5 @@ def warn_that_gradients_stop(tape: str) -> None:
         f"{tape}: a segment read a value that was computed outside this tape's segments, and the "
         f"gradient stops there. Compute it inside `with tape:`, or say so with tg.stop_gradient.",
         GradientStopsWarning,
-        stacklevel=5,  # the caller of backward
+        stacklevel=4,  # the caller of backward
     )

@@ -81,9 +81,9 @@ class Adaptive(Schedule):
     def due(self, index: int, swept: int) -> bool:
         return index - swept >= (self.stride or self.K)
 
-    def swept(self, tape: Any, sweep: Any) -> None:
+    def swept(self, tape: Any, clock: Any, sweep: Any) -> None:
         window = tape._window()
-        index = tape._clocks[0].now
+        index = clock.now
         self._seen += index - self._at
         self._at = index
         while window and not window[-1].losses:  # the newest loss may have come late

@@ -61,7 +61,12 @@ class ClipJoint:
         return f"ClipJoint({self.norm})"
 
     def __call__(self, pending: Pending) -> Pending:
-        norm = np.sqrt(sum(np.sum(np.square(ct, dtype=np.float64)) for ct in pending.values()))
-        if not norm > self.norm:
+        largest = max((float(np.max(np.abs(ct), initial=0.0)) for ct in pending.values()), default=0.0)
+        if not 0 < largest < np.inf:
+            return pending  # nothing to clip, or nothing that scaling could mend
+        # By the largest first: the square of an exploding adjoint would overflow.
+        squares = sum(np.sum(np.square(ct / largest, dtype=np.float64)) for ct in pending.values())
+        scale = self.norm / largest / np.sqrt(squares)
+        if scale >= 1:
             return pending
-        return {slot: (ct * (self.norm / norm)).astype(ct.dtype) for slot, ct in pending.items()}
+        return {slot: (ct * scale).astype(ct.dtype) for slot, ct in pending.items()}

@@ -126,11 +126,16 @@ class Randomized(Schedule):
 
     def forgets(self, index: int) -> int:
         self._draw_up_to(index)
-        return next(cut for cut in reversed(self._cuts) if cut <= index)
+        return next((cut for cut in reversed(self._cuts) if cut <= index), 0)
 
-    def swept(self, tape: Any, sweep: Any) -> None:
-        self._moments.add(sweep, tape._clocks[0].now)
-        last = self.forgets(tape._clocks[0].now)
+    def closed(self, tape: Any, clock: Any) -> None:
+        cut = self.forgets(clock.now - 1)  # the newest segment's loss may still come
+        if cut > clock.swept and not tape._waiting([clock]):
+            clock.swept = clock.forgotten = cut  # a chunk without a loss
+
+    def swept(self, tape: Any, clock: Any, sweep: Any) -> None:
+        self._moments.add(sweep, clock.now)
+        last = self.forgets(clock.now)
         oldest = min(last, tape._window()[0].index)
         self._scales = {i: scale for i, scale in self._scales.items() if i >= oldest}
         self._cuts = [cut for cut in self._cuts if cut >= last]

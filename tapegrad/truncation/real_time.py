@@ -43,7 +43,7 @@ class RealTime(Schedule):
     def due(self, index: int, swept: int) -> bool:
         return index > swept
 
-    def closed(self, tape: Any) -> None:
+    def closed(self, tape: Any, clock: Any) -> None:
         segments = tape.segments
         newest, before = segments[-1], segments[-2] if len(segments) > 1 else None
         self._known = {slot: self._sensitivity(slot, before) for slot in read_from_outside(newest)}

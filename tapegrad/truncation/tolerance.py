@@ -60,11 +60,11 @@ class Tolerance(Schedule):
     def scale(self, index: int) -> float:
         return self.schedule.scale(index)
 
-    def closed(self, tape: Any) -> None:
-        self.schedule.closed(tape)
+    def closed(self, tape: Any, clock: Any) -> None:
+        self.schedule.closed(tape, clock)
 
-    def swept(self, tape: Any, sweep: Any) -> None:
-        self.schedule.swept(tape, sweep)
+    def swept(self, tape: Any, clock: Any, sweep: Any) -> None:
+        self.schedule.swept(tape, clock, sweep)
 
     def reset(self) -> None:
         self.schedule.reset()
