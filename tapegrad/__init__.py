@@ -15,7 +15,6 @@ from . import data as data
 from . import kernels as kernels
 from . import nn as nn
 from . import optim as optim
-from . import render as render
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .core.adjoints import Adjoints as Adjoints
@@ -122,3 +121,12 @@ from .truncation import Tolerance as Tolerance
 
 abs = absolute
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`tg.render`, imported when it is first asked for: few programs draw, and all would wait for it."""
+    if name == "render":
+        from importlib import import_module
+
+        return import_module(".render", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -136,3 +136,12 @@ def test_the_public_names_are_there():
     ):
         assert hasattr(tapegrad, name)
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_what_draws_is_imported_when_it_is_asked_for():
+    code = (
+        "import sys, tapegrad as tg; before = 'tapegrad.render' in sys.modules; "
+        "print(before, callable(tg.render.lag_profile), hasattr(tg, 'nothing'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.anchor)
+    assert found.stdout.split() == ["False", "True", "False"], found.stderr

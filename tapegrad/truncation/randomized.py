@@ -138,7 +138,8 @@ class Randomized(Schedule):
         last = self.forgets(clock.now)
         oldest = min(last, tape._window()[0].index)
         self._scales = {i: scale for i, scale in self._scales.items() if i >= oldest}
-        self._cuts = [cut for cut in self._cuts if cut >= last]
+        before = self.forgets(clock.now - 1)  # where this segment, if it is aborted, will have to look
+        self._cuts = [cut for cut in self._cuts if cut >= before]
 
     @property
     def variance(self) -> float:
