@@ -227,7 +227,7 @@ class CapacitorTape(Tape):
         for segment, loss in handed_in:
             segment.losses.append(loss)
         due = [clock for clock in self._clocks if clock.schedule.due(clock.now, clock.swept)]
-        if not due or not (handed_in or self._waiting(due)):
+        if not due or not self._waiting(due):
             self._wanted += wanted
             return None
         try:
@@ -299,7 +299,7 @@ class CapacitorTape(Tape):
         return [entry for segment in window for entry in entries(segment)]
 
     def _waiting(self, clocks: Iterable[Clock]) -> bool:
-        return any(not loss.waiting.isdisjoint(clocks) for s in self._window() for loss in s.losses)
+        return any(loss.seeds(clocks) for s in reversed(self._window()) for loss in s.losses)
 
     @property
     def _idle(self) -> bool:
@@ -336,9 +336,8 @@ class CapacitorTape(Tape):
     def _refuse_root(self, root: Variable) -> None:
         slot = root._slot
         dropped = [index for index, first, end, _ in self._evicted if first < slot <= end]
-        dropped += [
-            segment.index for segment in self._closed if segment.span_of(slot)
-        ]  # the next stop drops it
+        # Still there, but beyond the window of the segment that is open.
+        dropped += [segment.index for segment in self._closed if segment.span_of(slot)]
         if dropped:
             oldest = self._closed[0].index if self._closed else self._count + 1
             raise EvictedError(evicted(self._name, dropped[0], oldest, self._clocks[0]))
