@@ -20,7 +20,7 @@ setup(
         "examples": ["matplotlib", "tqdm"],
         "test": ["pytest>=8"],
         "lint": ["mypy", "ruff"],
-        "bench": ["autograd", "torch"],
+        "bench": ["autograd", "matplotlib", "torch"],
     },
     packages=["tapegrad", *(f"tapegrad.{name}" for name in PACKAGES)],
     package_dir={"tapegrad": "tapegrad", "tapegrad.kernels": "kernels"},

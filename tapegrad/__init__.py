@@ -48,6 +48,7 @@ from .errors import ShapeError as ShapeError
 from .errors import TapegradError as TapegradError
 from .errors import UnsupportedError as UnsupportedError
 from .errors import WindowWarning as WindowWarning
+from .gradcheck import GradientReport as GradientReport
 from .gradcheck import check_gradients as check_gradients
 from .ops import operators as operators
 from .ops import protocols as protocols

@@ -805,3 +805,21 @@ def test_one_loss_given_twice_in_a_call_is_an_error():
     with pytest.raises(tg.ArgumentError, match="this loss was handed in before"):
         tape.backward([y, y])
     assert tape.backward(y).gradients[w] == 4.0
+
+
+def test_a_warning_turned_into_an_error_counts_no_loss_twice():
+    w, tape = tg.Parameter(np.array(1.0)), tg.CapacitorTape(3)
+    with tape:
+        x = w * 1.0
+    y = x * 2.0  # outside
+    with tape:
+        z = y * w
+    with pytest.raises(tg.GradientStopsWarning):
+        tape.backward(z)
+    assert tape.sweep() is None
+    assert w.grad == 2.0
+
+
+def test_a_class_is_no_joint():
+    with pytest.raises(tg.ArgumentError, match="`joint` must be None, a finite number, or a function"):
+        tg.CapacitorTape(3, joint=tg.ClipJoint)

@@ -260,3 +260,26 @@ def test_a_step_that_leaves_the_domain_and_an_integer_argument_are_told():
         tg.check_gradients(lambda a: tg.sum(np.log(a - 0.999999)), np.ones(2))
     with pytest.raises(tg.ArgumentError, match="argument 1 of `f` is not differentiable"):
         tg.check_gradients(lambda a, i: a[i], np.ones(3), 2)
+
+
+def test_small_elements_beside_large_ones_are_checked(declare):
+    @declare(a=lambda ct, a: ct * (a + a) * 1.1)
+    def wrongly_squared(xp, a):
+        return a * a
+
+    def f(a):
+        return tg.sum(tg.square(a[:1])) * 1e-8 + tg.sum(wrongly_squared(a[1:]))
+
+    with pytest.raises(tg.GradientError):
+        tg.check_gradients(f, np.array([1e4, 1e-4, 2e-4]), directions=4)
+    tg.check_gradients(lambda a: tg.sum(1.0 / a), np.array([1e4, 1e-4]))
+
+
+def test_options_that_make_no_sense_are_refused():
+    for options in ({"eps": 0}, {"directions": 0}, {"tolerance": -1}, {"eps": "a"}):
+        with pytest.raises(tg.ArgumentError, match="must be a number above 0"):
+            tg.check_gradients(tg.sum, np.ones(2), **options)
+    with pytest.raises(tg.ArgumentError, match="a loop is checked over a CapacitorTape"):
+        tg.check_gradients(lambda tape: None, tg.Tape())
+    with pytest.raises(tg.ArgumentError, match="`f` must be a function"):
+        tg.check_gradients(3, np.ones(2))

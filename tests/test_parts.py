@@ -431,3 +431,16 @@ def test_a_leaf_handed_in_beside_the_loss_counts_once():
             loss = u * 1.0
         tape.backward([loss, u])
     assert u.grad == 6 + 6  # the losses that read it, and itself
+
+
+def test_a_leaf_as_a_root_holds_no_span_of_a_part_that_has_swept_it():
+    u, h = tg.Parameter(np.array(1.0)), np.array(1.0)
+    tape = tg.CapacitorTape(tg.Sliding(10, stride=10))
+    part = tape.capacitor(tg.Sliding(1))
+    for _ in range(12):
+        with tape:
+            with part:
+                h = u * 1.0
+            loss = 1.0 * h
+        tape.backward([loss, u])
+    assert u.grad == 12 + 10  # the part has swept twelve losses, the tape ten times the leaf

@@ -522,3 +522,30 @@ def test_burn_in_swept_late_does_not_warn_of_the_state_that_it_does_not_record()
     loss = h * w
     assert h in tape.backward(loss).left_edge
     tape.stop()
+
+
+def test_adaptive_probes_a_window_that_is_replayed():
+    tape = tg.CapacitorTape(tg.Adaptive(0.5, longest=20, start=4, every=40), weights="replay")
+    assert decaying(tape, 0.5, 200).history
+
+
+def test_the_measured_variance_goes_on_after_a_snapshot():
+    w, x, tape = (
+        tg.Parameter(np.array(0.9), name="of the variance"),
+        np.array(1.0),
+        tg.CapacitorTape(tg.Randomized(3, seed=1)),
+    )
+    for _ in range(40):
+        with tape:
+            x = w * x + 1.0
+        tape.backward(x)
+    copy = tg.CapacitorTape(tg.Randomized(3, seed=1))
+    y = copy.load_state_dict(tape.state_dict(carry=x))
+    for _ in range(20):
+        with tape:
+            x = w * x + 1.0
+        tape.backward(x)
+        with copy:
+            y = w * y + 1.0
+        copy.backward(y)
+    assert tape.schedule.variance == copy.schedule.variance > 0

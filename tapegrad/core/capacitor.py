@@ -22,7 +22,7 @@ from .printout import kept_nbytes
 from .replay import Rerun, State, held_arrays, inputs_now, strip
 from .schedule import Schedule, as_schedule
 from .seeds import Roots, seeded
-from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint, warn_that_gradients_stop
+from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint
 from .tape import Segment, Tape
 from .variable import Variable
 from .window import Clock, Loss, WindowSegment, evicted, require_a_window, unswept
@@ -108,7 +108,7 @@ class CapacitorTape(Tape):
             raise RecordingError(
                 f"{self._name}.capacitor: a segment is open. Make the parts before the loop."
             )
-        clock = Clock(as_schedule(schedule), self._count)
+        clock = Clock(as_schedule(schedule, f"{self._name}.capacitor"), self._count)
         require_a_window(f"{self._name}.capacitor", self.schedule, clock.schedule)
         self._clocks.append(clock)
         return Part(self, clock)
@@ -231,28 +231,31 @@ class CapacitorTape(Tape):
             self._wanted += wanted
             return None
         try:
-            return self._sweep_window(wanted, due)
+            sweep = self._sweep_window(wanted, due)
         except BaseException:  # as if it had not been handed in: the call may be repeated
             for segment, loss in handed_in:
                 segment.losses = [other for other in segment.losses if other is not loss]
             raise
+        self._watch.look(self, sweep)
+        return sweep
 
     def sweep(self, *, keep: Iterable[Variable] = ()) -> Sweep | None:
         """Sweep now whatever is pending; None if nothing is. Call it at a stream's end."""
         if not self._waiting(self._clocks):
             return None
-        return self._sweep_window(variables(keep, "keep"), self._clocks)
+        sweep = self._sweep_window(variables(keep, "keep"), self._clocks)
+        self._watch.look(self, sweep)
+        return sweep
 
     def _sweep_window(self, keep: Sequence[Variable], due: Sequence[Clock]) -> Sweep:
         sweep, window = Sweep([*self._wanted, *keep]), self._window()
         for segment in window:
             segment.check(self._name)
         entries, sweep.state = self._today(window)
-        stopped: dict[int, Any] = {}
         for clocks in in_step(due, window):
-            stopped.update(sweep.run(window, clocks, self.joint, entries))
-        for slot in [slot for slot in stopped if self._passed_over(slot)]:
-            sweep.end_at_edge(slot, stopped.pop(slot))
+            sweep.run(window, clocks, self.joint, entries)
+        for slot in [slot for slot in sweep.stopped if self._passed_over(slot)]:
+            sweep.end_at_edge(slot, sweep.stopped.pop(slot))
         for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():
             sweep.add(slot, ct)
         sweep.deliver()
@@ -268,10 +271,6 @@ class CapacitorTape(Tape):
             clock.forgotten = max(clock.forgotten, clock.schedule.forgets(clock.now))
         if not self.recording:  # an open segment may be aborted, and needs the others when it is done again
             self._evict(strict=False)
-        if stopped and not self._warned:
-            self._warned = True
-            warn_that_gradients_stop(self._name)
-        self._watch.look(self, sweep)
         return sweep
 
     # -- what a sweep covers -----------------------------------------------------------------------
@@ -286,11 +285,13 @@ class CapacitorTape(Tape):
             segments = [segment for segment in segments if segment.index >= oldest]
         return segments
 
-    def _today(self, window: Sequence[WindowSegment]) -> tuple[Callable[[WindowSegment], list[Entry]], Any]:
-        """How to get the entries to sweep of a segment; under "replay" also the newest state, re-run."""
+    def _today(
+        self, window: Sequence[WindowSegment], whole: bool = False
+    ) -> tuple[Callable[[WindowSegment], list[Entry]], Any]:
+        """How to get the entries of a segment to sweep; under "replay" also the newest state, re-run."""
         if self.weights != "replay":
             return WindowSegment.entries_today, None
-        rerun = Rerun(window)
+        rerun = Rerun(window, whole)
         return rerun.entries, State(rerun)
 
     def _entries(self) -> list[Entry]:

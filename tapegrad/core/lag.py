@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import WindowWarning
 from .schedule import Schedule
+from .sweep import warn_that_gradients_stop
 
 DEAD = 1e-7  # of the largest norm: below float32's resolution
 AGREE = 3  # looks in a row that must say the same
@@ -24,7 +25,10 @@ class LagWatch:
         self._verdicts: list[str | None] = []
 
     def look(self, tape: Any, sweep: Any) -> None:
-        """Judge the window of `sweep`, if it is time."""
+        """Warn of what `sweep` found: gradients that stop, and, if it is time, of the window's length."""
+        if sweep.stopped and not tape._warned:
+            tape._warned = True
+            warn_that_gradients_stop(tape._name)
         self._sweeps += 1
         if self._done or self._sweeps < 8 or self._sweeps & (self._sweeps - 1):
             return
@@ -38,7 +42,7 @@ class LagWatch:
         if len(latest) == AGREE and latest[0] and len(set(latest)) == 1:
             self._done = True
             warnings.warn(
-                f"{tape._name}: {ADVICE[latest[0]].format(window=window)}", WindowWarning, stacklevel=4
+                f"{tape._name}: {ADVICE[latest[0]].format(window=window)}", WindowWarning, stacklevel=3
             )
 
 

@@ -81,8 +81,9 @@ class Rerun:
     Subclasses change what is read: the gradient check, to move a leaf a little.
     """
 
-    def __init__(self, window: Sequence[WindowSegment]) -> None:
-        self.window = window
+    def __init__(self, window: Sequence[WindowSegment], whole: bool = False) -> None:
+        """Run again what a sweep of `window` reaches; `whole`: all that is kept."""
+        self.window, self.whole = window, whole
         self.oldest = {s.clock: oldest_swept(s.clock, window) for segment in window for s in segment.spans}
         self.values: dict[int, Any] = {}
         self._entries: dict[int, list[Entry]] = {}
@@ -97,8 +98,8 @@ class Rerun:
         return self._entries[segment.index]
 
     def runs(self, segment: WindowSegment, span: Span) -> bool:
-        """Whether to run `span` again: if a sweep reaches it."""
-        return segment.index >= self.oldest[span.clock]
+        """Whether to run `span` again."""
+        return self.whole or segment.index >= self.oldest[span.clock]
 
     def leaf(self, leaf: Leaf, segment: WindowSegment, span: Span) -> Any:
         """The array of a leaf that `span` reads."""

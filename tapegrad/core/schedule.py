@@ -125,13 +125,13 @@ class Chunked(Schedule):
         return index
 
 
-def as_schedule(schedule: Schedule | int) -> Schedule:
+def as_schedule(schedule: Schedule | int, where: str = "CapacitorTape") -> Schedule:
     """`schedule`, where an int h means Sliding(h)."""
     if isinstance(schedule, Schedule):
         return schedule.fresh()
     if isinstance(schedule, bool) or not isinstance(schedule, Integral):
         raise ArgumentError(
-            f"CapacitorTape: `schedule` must be a number of segments or a schedule, and {describe(schedule)} came.\n"
+            f"{where}: `schedule` must be a number of segments or a schedule, and {describe(schedule)} came.\n"
             f"  Write CapacitorTape(20), or CapacitorTape(tg.Sliding(20, stride=5))."
         )
     return Sliding(int(schedule))

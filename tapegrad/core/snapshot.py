@@ -145,6 +145,10 @@ def named(parameters: Any) -> dict[str, Variable]:
     if parameters is None:
         return {}
     pairs = parameters.named_parameters() if hasattr(parameters, "named_parameters") else parameters
+    if not isinstance(pairs, Iterable):
+        raise ArgumentError(
+            f"parameters: it must be a module, or a dict of leaves by name, and {describe(pairs)} came."
+        )
     return dict(pairs.items() if isinstance(pairs, Mapping) else pairs)
 
 

@@ -43,6 +43,7 @@ class Sweep(Adjoints):
         self._at_joints: list[AdjointMap] = []
         self._forgotten: Pending = {}  # adjoints of values whose part of a segment is not held any more
         self._seeded: set[int] = set()
+        self.stopped: Pending = {}  # adjoints that ended where nothing said that they should
 
     @property
     def left_edge(self) -> AdjointMap:
@@ -61,21 +62,18 @@ class Sweep(Adjoints):
         clocks: Sequence[Clock],
         joint: Joint,
         entries: Callable[[WindowSegment], list[Entry]],
-    ) -> Pending:
-        """Sweep once for the losses that the parts of `clocks` wait for, and collect those parts' gradients.
-
-        Returns the adjoints that end where nothing says that they should.
-        """
+    ) -> None:
+        """Sweep once for the losses that the parts of `clocks` wait for, and collect those parts' gradients."""
         before, self._at_joints = self._at_joints, []
         kept_before, self.kept = self.kept, dict.fromkeys(self.kept)
         self.owned.intersection_update(self.sums)  # of the pass before, the leaves' sums alone are left
-        joints, stopped = Joints(window, clocks, joint), dict[int, Any]()
+        joints = Joints(window, clocks, joint)
         window = [segment for segment in window if segment.index >= joints.last]
         losses_left = joints.may_end and sum(loss.seeds(clocks) for s in window for loss in s.losses)
         for segment, older in zip(reversed(window), [*reversed(window[:-1]), None], strict=True):
             losses_left -= self._enter(segment, clocks)
             self._pull(segment, entries(segment), clocks, joints)
-            stopped.update(self._leave(segment, older, joints))
+            self._leave(segment, older, joints)
             if joints.may_end and not losses_left and joints.end(segment, self):
                 break
         for slot in [s for s in self.sums if s > 0]:  # pending beyond the left edge
@@ -88,7 +86,6 @@ class Sweep(Adjoints):
         for slot, ct in kept_before.items():
             if ct is not None:
                 self.kept[slot] = ct  # from the pass with the longest window
-        return stopped
 
     def _enter(self, segment: WindowSegment, clocks: Collection[Clock]) -> int:
         """Seed the segment's losses, after the joint. Returns how many."""
@@ -129,10 +126,9 @@ class Sweep(Adjoints):
                 self.sums.update(leaves)
                 self.owned |= owned
 
-    def _leave(self, segment: WindowSegment, older: WindowSegment | None, joints: Joints) -> Pending:
-        """Cross the joint below `segment`. Returns the adjoints that end here for no declared reason."""
+    def _leave(self, segment: WindowSegment, older: WindowSegment | None, joints: Joints) -> None:
+        """Cross the joint below `segment`."""
         pending: Pending = {}
-        stopped: Pending = {}
         for slot in [s for s in self.sums if s > 0]:
             ct = self.sums.pop(slot)
             if slot < segment.first:
@@ -142,13 +138,12 @@ class Sweep(Adjoints):
                 self.kept[slot] = ct
             span = segment.span_of(slot)
             if span is None or (span.held and joints.reach(segment, span)):
-                stopped[slot] = ct
+                self.stopped[slot] = ct
             else:
                 self.end_at_edge(slot, ct)
         self._at_joints.append(AdjointMap(pending))
         self._share(self._at_joints[-1])
         self.sums.update(joints.cross(segment, older, pending))
-        return stopped
 
     def end_at_edge(self, slot: int, ct: Any) -> None:
         """Note the adjoint of a value that is a constant to this sweep as one that a longer window would carry on."""
@@ -244,7 +239,7 @@ def through(joint: Joint, pending: Pending) -> Pending:
 def require_joint(joint: Joint) -> Joint:
     """`joint` if it is None, a finite number or callable."""
     number = isinstance(joint, (int, float)) and not isinstance(joint, bool) and math.isfinite(joint)
-    if joint is None or number or callable(joint):
+    if joint is None or number or (callable(joint) and not isinstance(joint, type)):
         return joint
     raise ArgumentError(
         f"CapacitorTape: `joint` must be None, a finite number, or a function of the pending adjoints, "

@@ -114,10 +114,7 @@ class WindowSegment(Segment):
 
     def waits(self, span: Span) -> bool:
         """Whether `span` is still needed: it computed a loss that is to be swept, or its part is to sweep one."""
-        return any(
-            loss.slot < 0 or span.clock in loss.waiting or span.first < loss.slot <= span.end
-            for loss in self.losses
-        )
+        return any(span.clock in loss.waiting or span.first < loss.slot <= span.end for loss in self.losses)
 
     def awaits(self, clock: Clock) -> bool:
         """Whether one of the segment's losses is to be swept for the part of `clock`, or was computed there."""

@@ -97,7 +97,7 @@ class Adaptive(Schedule):
         if (self._seen - self._probed) * self.probes < self.every or len(window) < self.longest:
             return
         self._probed = self._seen
-        entries, _ = tape._today(window)
+        entries, _ = tape._today(window, whole=True)
         norms, sums = probe(window[-self.longest :], entries)
         if len(norms) == self.longest and all(s.shape == sums.shape for s in self._sums):
             self._norms.append(norms)

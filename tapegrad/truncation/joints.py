@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,12 @@ import numpy as np
 from ..errors import ArgumentError
 
 Pending = dict[int, Any]
+
+
+def require_seed(where: str, seed: object) -> None:
+    """Raise unless `seed` is a whole number of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ArgumentError(f"{where}: `seed` must be a whole number of at least 0, and {seed!r} came.")
 
 
 class RandomJoint:
@@ -25,6 +32,7 @@ class RandomJoint:
             raise ArgumentError(
                 f"RandomJoint: `alpha` must be a probability above 0 and up to 1, and {alpha!r} came."
             )
+        require_seed("RandomJoint", seed)
         self.alpha, self.seed = alpha, seed
         self._random = np.random.default_rng(seed)
 

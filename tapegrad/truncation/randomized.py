@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..core.schedule import Schedule, require_count
+from ..core.snapshot import Slot
 from ..errors import ArgumentError
 from ..types import Array
+from .joints import require_seed
 
 TERMS = 1_000_000  # of the sums over positions in a chunk; the rest of a power law is small
 
@@ -42,6 +44,7 @@ class Randomized(Schedule):
                 )
         if longest is not None:
             require_count("Randomized", "longest", longest)
+        require_seed("Randomized", seed)
         self.mean, self.alpha, self.seed, self.longest = mean, alpha, seed, longest
         self.window = longest
         self._random = np.random.default_rng(seed)
@@ -146,7 +149,7 @@ class Randomized(Schedule):
         """The variance of the gradient per segment, as measured: that of a sum over n segments is n times it.
 
         Of all elements together (the trace of the covariance); what the data and the moving weights
-        contribute is in it. NaN before the second chunk. Not part of a snapshot.
+        contribute is in it. NaN before the second chunk.
         """
         return self._moments.variance
 
@@ -157,6 +160,7 @@ class Randomized(Schedule):
             "drawn": [self._drawn, self._since],
             "cuts": list(self._cuts),
             "scales": scales,
+            "moments": self._moments.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,6 +168,7 @@ class Randomized(Schedule):
         self._drawn, self._since = state["drawn"]
         self._cuts = list(state["cuts"])
         self._scales = {int(i): scale for i, scale in state["scales"].items()}
+        self._moments.load_state_dict(state["moments"])
 
 
 class Moments:
@@ -193,6 +198,16 @@ class Moments:
                 self.weighted[slot] += length * g
             else:
                 self.gradient[slot], self.weighted[slot] = g.copy(), length * g
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = [[Slot(slot), g, self.weighted[slot]] for slot, g in self.gradient.items()]
+        numbers = [self.chunks, self.at, self.length, self.length_squared, self.norm_squared]
+        return {"sums": sums, "numbers": numbers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.chunks, self.at, self.length, self.length_squared, self.norm_squared = state["numbers"]
+        self.gradient = {slot: np.array(g) for slot, g, _ in state["sums"]}
+        self.weighted = {slot: np.array(g) for slot, _, g in state["sums"]}
 
     @property
     def variance(self) -> float:
