@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ArgumentError
+from .errors import ArgumentError, describe
 from .types import Array
 
 
@@ -20,6 +20,10 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     import tempfile  # here: these are 5 ms of `import tapegrad`
     import zipfile
 
+    if not isinstance(arrays, Mapping):
+        raise ArgumentError(
+            f"save: `arrays` must be a dict of arrays, as state_dict() returns, and {describe(arrays)} came."
+        )
     path = os.fspath(path)
     converted = {str(name): np.asanyarray(value) for name, value in arrays.items()}
     for name, array in converted.items():

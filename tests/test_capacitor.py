@@ -820,6 +820,29 @@ def test_a_warning_turned_into_an_error_counts_no_loss_twice():
     assert w.grad == 2.0
 
 
+def test_a_schedule_of_ones_own_must_say_when_it_is_due_and_how_far_it_goes():
+    class Silent(tg.Schedule):
+        window = 3
+
+    class Empty(tg.Schedule):
+        window = 0
+
+        def due(self, index, swept):
+            return True
+
+    class Every(tg.Schedule):
+        def due(self, index, swept):
+            return index % 3 == 0
+
+    with pytest.raises(tg.ArgumentError, match=r"Silent: a schedule must define due\(index, swept\)"):
+        tg.CapacitorTape(Silent())
+    with pytest.raises(
+        tg.ArgumentError, match="Empty: `window` must be a whole number of at least 1, and 0 came"
+    ):
+        tg.CapacitorTape(3).capacitor(Empty())
+    assert powers(Every(), 6)[0] == [None, None, 6.0, None, None, 15.0]
+
+
 def test_a_class_is_no_joint():
     with pytest.raises(tg.ArgumentError, match="`joint` must be None, a finite number, or a function"):
         tg.CapacitorTape(3, joint=tg.ClipJoint)

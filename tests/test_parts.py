@@ -313,7 +313,9 @@ def test_misuse_of_a_part_names_the_fix(misuse, message):
 
 
 def test_a_whole_tape_schedule_is_refused_for_a_part():
-    with pytest.raises(tg.ArgumentError, match="looks beyond its window, and needs a tape without parts"):
+    with pytest.raises(
+        tg.ArgumentError, match="looks beyond its window, and needs recorded weights, no joint and no parts"
+    ):
         tg.CapacitorTape(3).capacitor(tg.RealTime())
 
 

@@ -507,6 +507,7 @@ def test_real_time_learning_forgets_leaves_that_nobody_holds():
 def test_real_time_learning_is_for_recorded_weights_and_tapes_without_parts():
     for make in (
         lambda: tg.CapacitorTape(tg.RealTime(), weights="replay"),
+        lambda: tg.CapacitorTape(tg.RealTime(), joint=0.5),
         lambda: tg.CapacitorTape(tg.RealTime()).capacitor(3),
     ):
         with pytest.raises(tg.ArgumentError, match=r"RealTime\(\) looks beyond its window, and needs"):

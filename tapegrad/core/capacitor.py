@@ -74,8 +74,8 @@ class CapacitorTape(Tape):
         self.joint = require_joint(joint)
         self._keeps_inputs = weights == "replay"
         self._clocks = [Clock(as_schedule(schedule))]  # the tape's own, then one for each part
-        if weights != "recorded":
-            require_a_window(f"CapacitorTape: weights={weights!r}", self.schedule)
+        if weights != "recorded" or joint is not None:
+            require_a_window("CapacitorTape", self.schedule)
         self._inside: list[Clock] = []  # the parts that are entered now, the innermost last
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
         self._warned = False

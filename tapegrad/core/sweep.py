@@ -229,6 +229,10 @@ def through(joint: Joint, pending: Pending) -> Pending:
             f"joint: it must return a dict of adjoints by slot, of those it was given, and {describe(passed)} came."
         )
     for slot, ct in passed.items():
+        if np.asarray(ct).dtype.kind not in "fiu":
+            raise ArgumentError(
+                f"joint: an adjoint must be an array of real numbers, and {describe(ct)} came back."
+            )
         if np.shape(ct) != np.shape(pending[slot]):
             raise ShapeError(
                 f"joint: an adjoint must keep its shape: it was {np.shape(pending[slot])}, and {np.shape(ct)} came back."

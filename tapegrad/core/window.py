@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ArgumentError
 from .adjoints import AdjointMap
 from .entry import Entry
-from .schedule import Schedule
+from .schedule import Schedule, require_count
 from .tape import Segment
 from .variable import LEAVES, Variable, next_slot
 
@@ -24,6 +24,10 @@ class Clock:
     """A schedule on a tape, and what it has come to; the spans of its part, oldest first."""
 
     def __init__(self, schedule: Schedule, index: int = 0) -> None:
+        if type(schedule).due is Schedule.due:
+            raise ArgumentError(f"{type(schedule).__name__}: a schedule must define due(index, swept).")
+        if schedule.window is not None:
+            require_count(type(schedule).__name__, "window", schedule.window)
         self.schedule = schedule
         self.now = index  # the newest segment
         self.swept = index  # the segment of the last sweep
@@ -177,7 +181,7 @@ def require_a_window(where: str, *schedules: Schedule) -> None:
     for schedule in schedules:
         if type(schedule).beyond is not Schedule.beyond:
             raise ArgumentError(
-                f"{where}: {schedule} looks beyond its window, and needs a tape without parts and with recorded weights."
+                f"{where}: {schedule} looks beyond its window, and needs recorded weights, no joint and no parts."
             )
 
 

@@ -49,6 +49,14 @@ class DocumentEncoder(Module):
         if bptt is not None:
             require_count("DocumentEncoder", "bptt", bptt)
         require_count("DocumentEncoder", "max_seq", max_seq)
+        if not callable(cell) or not hasattr(cell, "initial_state"):
+            raise ArgumentError(
+                f"DocumentEncoder: `cell` must be a cell, with an initial_state(batch), and {describe(cell)} came."
+            )
+        if embedding is not None and not callable(embedding):
+            raise ArgumentError(
+                f"DocumentEncoder: `embedding` must be a module, and {describe(embedding)} came."
+            )
         self.cell: Any = cell  # any that has an initial_state
         self.bptt, self.max_seq, self.embedding = bptt, max_seq, embedding
 
