@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from .core.adjoints import Adjoints
 from .core.capacitor import CapacitorTape
 from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle
 from .core.replay import Leaf, Rerun
-from .core.schedule import Full, Schedule
+from .core.schedule import Full, Schedule, require_count
 from .core.sweep import Joints, in_step
 from .core.tape import Tape
 from .core.variable import Variable
@@ -70,10 +71,9 @@ def check_gradients(
     """
     if not callable(f):
         raise ArgumentError(f"check_gradients: `f` must be a function, and {describe(f)} came.")
-    for name, value in (("eps", eps), ("directions", directions), ("tolerance", tolerance)):
-        if not (value is None and name == "tolerance") and (
-            not isinstance(value, (int, float)) or not value > 0
-        ):
+    require_count("check_gradients", "directions", directions)
+    for name, value in (("eps", eps), ("tolerance", eps if tolerance is None else tolerance)):
+        if not isinstance(value, Real) or not value > 0:
             raise ArgumentError(f"check_gradients: `{name}` must be a number above 0, and {value!r} came.")
     if len(args) == 1 and isinstance(args[0], CapacitorTape):
         loop, tape = f, args[0]

@@ -168,7 +168,8 @@ class CapacitorTape(Tape):
 
     def _evict(self, strict: bool) -> None:
         """Drop what is beyond its window or forgotten, but for what a loss still needs: that is an error if `strict`."""
-        leaving = [pair for clock in self._clocks for pair in clock.leaving()]
+        if not (leaving := [pair for clock in self._clocks for pair in clock.leaving()]):
+            return
         for segment, span in leaving:
             if strict and segment.index > span.clock.forgotten and segment.waits(span):
                 raise EvictedError(unswept(self._name, segment, span, len(self._clocks) > 1))

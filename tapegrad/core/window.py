@@ -118,7 +118,9 @@ class WindowSegment(Segment):
 
     def waits(self, span: Span) -> bool:
         """Whether `span` is still needed: it computed a loss that is to be swept, or its part is to sweep one."""
-        return any(span.clock in loss.waiting or span.first < loss.slot <= span.end for loss in self.losses)
+        return bool(self.losses) and any(
+            span.clock in loss.waiting or span.first < loss.slot <= span.end for loss in self.losses
+        )
 
     def awaits(self, clock: Clock) -> bool:
         """Whether one of the segment's losses is to be swept for the part of `clock`, or was computed there."""
@@ -192,7 +194,7 @@ def unswept(tape: str, segment: WindowSegment, span: Span, parts: bool) -> str:
         late = {clock.schedule for loss in segment.losses for clock in loss.waiting}
         fix = (
             f"It waits for {', '.join(map(str, late))} of this tape or a part of it. Keep what computes the loss for "
-            f"as long as the longest stride: a longer window there, or a shorter stride."
+            f"as long as the longest stride: a longer window there, or a shorter stride (for Randomized: longest=)."
         )
     return (
         f"{tape}.stop: segment {segment.index} holds a loss that was handed in and never swept, "
