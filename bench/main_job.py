@@ -1,6 +1,7 @@
 """What does the main example reach in a minute, for both weights policies, over seeds?
 
     python bench/main_job.py --seeds 3 --seconds 60
+    python bench/main_job.py --seeds 2 --policies       the three weights policies alone
 
 Runs examples/03_char_lm.py with its defaults, on all processors that there are, one run after the other.
 """
@@ -20,16 +21,20 @@ os.environ["BENCH_THREADS"] = str(os.cpu_count())
 import paired  # isort: skip (it reads BENCH_THREADS)
 
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "03_char_lm.py"
-SETTINGS = [["--weights", "recorded"], ["--weights", "current"], ["--cell", "gru"], ["--cell", "rnn"]]
+POLICIES = [["--weights", policy] for policy in ("recorded", "current", "replay")]
+SETTINGS = [*POLICIES, ["--cell", "gru"], ["--cell", "rnn"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument(
+        "--policies", action="store_true", help="the weights policies alone, to a file of their own"
+    )
     options = parser.parse_args()
     rows, results = [], {}
-    for setting in SETTINGS:
+    for setting in POLICIES if options.policies else SETTINGS:
         reports = [
             run([*setting, "--seed", str(seed), "--seconds", str(options.seconds)])
             for seed in range(options.seeds)
@@ -53,7 +58,7 @@ def main() -> None:
         ["", "median", "best", "worst", "million characters read", "seconds for evaluation, sample, files"],
         rows,
     )
-    paired.write("main_job", results)
+    paired.write("main_job_policies" if options.policies else "main_job", results)
 
 
 def run(arguments: list[str]) -> dict:

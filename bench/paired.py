@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
 
 
 def seconds_of(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
@@ -59,11 +60,17 @@ def environment() -> dict[str, object]:
             continue
     return {
         "date": datetime.date.today().isoformat(),
-        "command": "python " + " ".join(["bench/" + pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", program(), *sys.argv[1:]]),
         "processor": processor(),
         "threads": THREADS,
         "versions": versions,
     }
+
+
+def program() -> str:
+    """The file that runs, from the repository's root."""
+    path = pathlib.Path(sys.argv[0]).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def processor() -> str:
@@ -88,9 +95,16 @@ def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def write(name: str, results: object) -> None:
-    """Write `results` with their environment to bench/results/NAME.json."""
-    path = RESULTS / f"{name}.json"
+def write(name: str, results: object, quick: bool = False) -> None:
+    """Write `results` with their environment to bench/results/NAME.json, or to runs/ if it was a `quick` look."""
+    path = (ROOT / "runs" if quick else RESULTS) / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**environment(), "results": results}, indent=1) + "\n")
-    print(f"\nwritten: {path.relative_to(path.parent.parent.parent)}")
+    print(f"\nwritten: {path.relative_to(ROOT)}")
+
+
+def figure_of(name: str, quick: bool = False) -> pathlib.Path:
+    """Where an experiment's plot goes."""
+    path = ROOT / ("runs" if quick else "docs/figures") / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    return path

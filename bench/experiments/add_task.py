@@ -32,7 +32,6 @@ Source of the task: Pitis 2016, "Recurrent Neural Networks in TensorFlow I" (wit
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -264,21 +263,8 @@ def main() -> None:
         "steps": steps,
         "rows": rows,
     }
-    plot(rows, figure_of("add_task", quick))
-    save("add_task", results, quick)
-
-
-def figure_of(name: str, quick: bool) -> pathlib.Path:
-    return ROOT / ("runs/experiments" if quick else "docs/figures") / f"{name}.png"
-
-
-def save(name: str, results: dict, quick: bool) -> None:
-    """The results with their environment, as JSON."""
-    path = (ROOT / "runs/experiments" if quick else paired.RESULTS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {**paired.environment(), "command": f"python bench/experiments/{name}.py", "results": results}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    plot(rows, paired.figure_of("add_task", quick))
+    paired.write("add_task", results, quick)
 
 
 if __name__ == "__main__":

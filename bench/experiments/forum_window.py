@@ -12,7 +12,6 @@ the states, and overlapping windows add to what the last window left behind.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -165,21 +164,8 @@ def main() -> None:
     if results["recipe_in_torch"]:
         np.testing.assert_allclose(results["recipe_in_torch"], results["recipe"], rtol=1e-12)
 
-    plot(results, figure_of("forum_window", quick))
-    save("forum_window", results, quick)
-
-
-def figure_of(name: str, quick: bool) -> pathlib.Path:
-    return ROOT / ("runs/experiments" if quick else "docs/figures") / f"{name}.png"
-
-
-def save(name: str, results: dict, quick: bool) -> None:
-    """The results with their environment, as JSON."""
-    path = (ROOT / "runs/experiments" if quick else paired.RESULTS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {**paired.environment(), "command": f"python bench/experiments/{name}.py", "results": results}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    plot(results, paired.figure_of("forum_window", quick))
+    paired.write("forum_window", results, quick)
 
 
 if __name__ == "__main__":

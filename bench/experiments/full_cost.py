@@ -16,7 +16,6 @@ row repeats the longest with 0.9 of it, where float32 adjoints become denormal n
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 import time
@@ -228,21 +227,8 @@ def main() -> None:
         "lags": lags,
         "norm_by_lag": norms,
     }
-    plot(results, figure_of("full_cost", quick))
-    save("full_cost", results, quick)
-
-
-def figure_of(name: str, quick: bool) -> pathlib.Path:
-    return ROOT / ("runs/experiments" if quick else "docs/figures") / f"{name}.png"
-
-
-def save(name: str, results: dict, quick: bool) -> None:
-    """The results with their environment, as JSON."""
-    path = (ROOT / "runs/experiments" if quick else paired.RESULTS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {**paired.environment(), "command": f"python bench/experiments/{name}.py", "results": results}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    plot(results, paired.figure_of("full_cost", quick))
+    paired.write("full_cost", results, quick)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ balancing). θ = 0.5 at the start is from Vicol, Metz and Sohl-Dickstein's publi
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 import time
@@ -344,21 +343,8 @@ def main() -> None:
     }
     randomized = best["Randomized(16, alpha=6)"]
     shared = (randomized["best_law"], randomized["best_rate"])
-    plot(found, cells, shared, steps, figure_of("influence_balancing", quick))
-    save("influence_balancing", results, quick)
-
-
-def figure_of(name: str, quick: bool) -> pathlib.Path:
-    return ROOT / ("runs/experiments" if quick else "docs/figures") / f"{name}.png"
-
-
-def save(name: str, results: dict, quick: bool) -> None:
-    """The results with their environment, as JSON."""
-    path = (ROOT / "runs/experiments" if quick else paired.RESULTS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {**paired.environment(), "command": f"python bench/experiments/{name}.py", "results": results}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    plot(found, cells, shared, steps, paired.figure_of("influence_balancing", quick))
+    paired.write("influence_balancing", results, quick)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ copy_task.py is trained with K = 4, which cannot leave it, and probed after some
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 import sys
@@ -73,10 +72,7 @@ def main() -> None:
             found.append({"passes": passed, "probes": probes, "K": estimates})
             rows.append([passed, probes, f"{np.mean(estimates):.1f}", min(estimates), max(estimates)])
     paired.show("delta = 0.9 on the plateau", ["passes", "probes averaged", "mean K", "least", "most"], rows)
-    path = paired.RESULTS / "probe_noise.json"
-    head = {**paired.environment(), "command": "python bench/experiments/probe_noise.py"}
-    path.write_text(json.dumps({**head, "results": found}, indent=1) + "\n")
-    print(f"\nwritten: bench/results/{path.name}")
+    paired.write("probe_noise", found)
 
 
 if __name__ == "__main__":

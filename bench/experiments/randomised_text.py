@@ -22,7 +22,6 @@ for all alike.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -259,21 +258,8 @@ def main() -> None:
         "xi_against_double": xi_against_double,
         "rows": rows,
     }
-    plot(rows, figure_of("randomised_text", quick))
-    save("randomised_text", results, quick)
-
-
-def figure_of(name: str, quick: bool) -> pathlib.Path:
-    return ROOT / ("runs/experiments" if quick else "docs/figures") / f"{name}.png"
-
-
-def save(name: str, results: dict, quick: bool) -> None:
-    """The results with their environment, as JSON."""
-    path = (ROOT / "runs/experiments" if quick else paired.RESULTS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {**paired.environment(), "command": f"python bench/experiments/{name}.py", "results": results}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    plot(rows, paired.figure_of("randomised_text", quick))
+    paired.write("randomised_text", results, quick)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ Sources: Tallec and Ollivier 2017; Zhang et al., Dive into Deep Learning, sectio
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -374,8 +373,8 @@ def main() -> None:
         "along_a_stream": streams,
         "largest_distance": round(largest, 2),
     }
-    plot(results, figure_of("unbiased", quick))
-    save("unbiased", rounded(results), quick)
+    plot(results, paired.figure_of("unbiased", quick))
+    paired.write("unbiased", rounded(results), quick)
 
 
 def rounded(value):
@@ -385,19 +384,6 @@ def rounded(value):
     if isinstance(value, list):
         return [rounded(v) for v in value]
     return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def figure_of(name: str, quick: bool) -> pathlib.Path:
-    return ROOT / ("runs/experiments" if quick else "docs/figures") / f"{name}.png"
-
-
-def save(name: str, results: dict, quick: bool) -> None:
-    """The results with their environment, as JSON."""
-    path = (ROOT / "runs/experiments" if quick else paired.RESULTS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {**paired.environment(), "command": f"python bench/experiments/{name}.py", "results": results}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
