@@ -369,7 +369,7 @@ def test_real_time_learning_needs_the_state_passed_on():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tg.BurnIn(-1, 2), "BurnIn: `k1` must be a whole number of at least 1, and -1 came."),
+        (lambda: tg.BurnIn(-1, 2), "BurnIn: `k1` must be a whole number of at least 0, and -1 came."),
         (lambda: tg.BurnIn(2, 0), "BurnIn: `k2` must be a whole number of at least 1, and 0 came."),
         (lambda: tg.Randomized(1), "Randomized: `mean` must be a number above 1, and 1 came."),
         (lambda: tg.Randomized(5, alpha=2), "Randomized: `alpha` must be a number above 2, and 2 came."),

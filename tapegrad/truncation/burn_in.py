@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from ..core.schedule import Schedule, require_count
 from ..errors import ArgumentError
@@ -20,10 +21,8 @@ class BurnIn(Schedule):
     k2: int
 
     def __post_init__(self) -> None:
-        if self.k1 != 0:
-            require_count("BurnIn", "k1", self.k1)
         require_count("BurnIn", "k2", self.k2)
-        if isinstance(self.k1, bool):
+        if isinstance(self.k1, bool) or not isinstance(self.k1, Integral) or self.k1 < 0:
             raise ArgumentError(f"BurnIn: `k1` must be a whole number of at least 0, and {self.k1!r} came.")
 
     @property

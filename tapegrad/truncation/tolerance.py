@@ -25,7 +25,7 @@ class Tolerance(Schedule):
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
             raise ArgumentError(f"Tolerance: `eps` must be a number between 0 and 1, and {eps!r} came.")
         self.eps = eps
-        self.schedule = as_schedule(schedule)
+        self.schedule = as_schedule(schedule, "Tolerance")
         if isinstance(self.schedule, (Tolerance, RealTime)):
             raise ArgumentError(
                 f"Tolerance: `schedule` is {self.schedule}, whose sweeps it cannot end. Wrap a schedule with a window."
