@@ -272,7 +272,8 @@ class Check:
 
     def with_what_crossed(self, seeds: dict[int, Array]) -> dict[int, Array]:
         """The losses, and for every value what the joint above its segment let through; checks what came to each joint."""
-        crossed, self.crossed = self.crossed[: len(self.window)], self.crossed[len(self.window) :]
+        reached = sum(segment.index >= self.joints.last for segment in self.window)
+        crossed, self.crossed = self.crossed[:reached], self.crossed[reached:]
         targets = {slot: seed for slot, seed in seeds.items() if slot < 0}
         above: dict[int, Any] = {}
         for segment, (before, passed) in zip(reversed(self.window), crossed, strict=False):

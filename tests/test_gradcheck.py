@@ -285,3 +285,27 @@ def test_options_that_make_no_sense_are_refused():
         tg.check_gradients(lambda tape: None, tg.Tape())
     with pytest.raises(tg.ArgumentError, match="`f` must be a function"):
         tg.check_gradients(3, np.ones(2))
+
+
+def test_parts_of_different_reach_are_checked_with_a_callable_joint():
+    w, u, v = (tg.Parameter(np.array(x)) for x in (0.9, 1.1, 0.8))
+
+    def loop(tape):
+        slow, fast, faster = (
+            tape.capacitor(7),
+            tape.capacitor(tg.Sliding(3, stride=3)),
+            tape.capacitor(tg.Sliding(2, stride=2)),
+        )
+        x = y = z = np.array(0.5)
+        for _ in range(12):
+            with tape:
+                with slow:
+                    x = tg.tanh(w * x) + 0.3
+                with fast:
+                    y = tg.tanh(u * y + x)
+                with faster:
+                    z = tg.tanh(v * z + y)
+                loss = tg.square(z)
+            tape.backward(loss)
+
+    assert tg.check_gradients(loop, tg.CapacitorTape(3, joint=tg.ClipJoint(0.05))).leaves == 3
