@@ -16,6 +16,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 import datetime  # noqa: E402
 import gc  # noqa: E402
 import importlib.metadata  # noqa: E402
+import importlib.util  # noqa: E402
 import json  # noqa: E402
 import pathlib  # noqa: E402
 import platform  # noqa: E402
@@ -25,6 +26,7 @@ from collections.abc import Callable, Mapping  # noqa: E402
 
 import numpy as np  # noqa: E402
 
+PACKAGES = ["tapegrad", "numpy", "numba", "scipy", "torch", "jax", "autograd", "mygrad", "tinygrad"]
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
@@ -50,10 +52,15 @@ def ratio(taken: Mapping[str, np.ndarray], ours: str, theirs: str) -> dict[str, 
     return {"median": round(float(middle), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
+def installed(package: str) -> bool:
+    """Whether `package` can be imported; it is not."""
+    return importlib.util.find_spec(package) is not None
+
+
 def environment() -> dict[str, object]:
     """What a figure cannot be read without."""
     versions = {"python": platform.python_version()}
-    for package in ("tapegrad", "numpy", "torch", "autograd", "jax"):
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

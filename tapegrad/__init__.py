@@ -112,6 +112,7 @@ from .ops.shape import unstack as unstack
 from .ops.softmax import log_softmax as log_softmax
 from .ops.softmax import softmax as softmax
 from .ops.softmax import softmax_cross_entropy as softmax_cross_entropy
+from .program import Programs as _Programs  # noqa: F401  (a CapacitorTape's programs register themselves)
 from .truncation import Adaptive as Adaptive
 from .truncation import BurnIn as BurnIn
 from .truncation import ClipJoint as ClipJoint

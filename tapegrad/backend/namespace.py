@@ -14,6 +14,9 @@ def namespace(*arrays: Any) -> Any:
     CuPy is looked up among the modules already imported: an array of it can exist only then, and
     `import tapegrad` stays as light as `import numpy`.
     """
+    own = next((array.namespace for array in arrays if hasattr(array, "namespace")), None)
+    if own is not None:  # an array that is not of a library brings its functions: a traced one
+        return own
     cupy = sys.modules.get("cupy")
     if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
         return cupy

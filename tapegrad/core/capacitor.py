@@ -57,6 +57,7 @@ class CapacitorTape(Tape):
 
     state_dict: Callable[..., dict[str, Any]]  # a snapshot, and the way back; see snapshot.py
     load_state_dict: Callable[..., Any]
+    programs: Callable[..., Any]  # what sweeps by compiled programs; see tapegrad.program
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class CapacitorTape(Tape):
         weights: str = "recorded",
         joint: Joint = None,
         guard: bool = False,
+        compile: bool | str = True,
     ) -> None:
         if weights not in ("recorded", "current", "replay"):
             raise ArgumentError(
@@ -80,6 +82,7 @@ class CapacitorTape(Tape):
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
         self._warned = False
         self._watch = LagWatch()
+        self._replays = self.programs(self, compile)
         self._closed: deque[WindowSegment] = deque()
         # index, first and last slot of what was dropped, and whether it had been recorded
         self._evicted: deque[tuple[int, int, int, bool]] = deque(maxlen=EVICTIONS_REMEMBERED)
@@ -187,6 +190,7 @@ class CapacitorTape(Tape):
             raise RecordingError(f"{self._name}.reset: a segment is open. Call stop() or abort() first.")
         for clock in self._clocks:
             clock.reset()
+        self._replays.reset()
         self._closed.clear()
         self._evicted.clear()
         self._wanted.clear()
@@ -253,8 +257,9 @@ class CapacitorTape(Tape):
         for segment in window:
             segment.check(self._name)
         entries, sweep.state = self._today(window)
-        for clocks in in_step(due, window):
-            sweep.run(window, clocks, self.joint, entries)
+        for clocks in (passes := in_step(due, window)):
+            if len(passes) > 1 or not self._replays.run(sweep, window, clocks):
+                sweep.run(window, clocks, self.joint, entries)
         for slot in [slot for slot in sweep.stopped if self._passed_over(slot)]:
             sweep.end_at_edge(slot, sweep.stopped.pop(slot))
         for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():

@@ -58,6 +58,7 @@ class Primitive:
     joint           one rule for all of `differentiable`: takes `ct` (a list for several outputs), `active`
                     if it wants to know which arguments are live, and residuals; returns their cotangents
     reference       the same function made of ops, which a recorded pass tapes instead of the kernel
+    formula         the joint rule in operators and ops, which a compiler can trace
     diagnose        given the arguments of a call that failed, what was wrong and what to do
     domain, kinks, special, cases     where the tests sample it; see `tests/test_primitives.py`
     """
@@ -74,6 +75,7 @@ class Primitive:
         joint: Callable[..., Any] | None = None,
         differentiable: Sequence[str] = (),
         reference: Callable[..., Any] | None = None,
+        formula: Callable[..., Any] | None = None,
         diagnose: Callable[..., str] | None = None,
         domain: Any = (-2.0, 2.0),
         kinks: Sequence[float] = (),
@@ -94,7 +96,7 @@ class Primitive:
         self.outputs = outputs
         self.hidden = tuple(hidden)
         self.variadic = variadic
-        self.reference = reference
+        self.reference, self.formula = reference, formula
         self.diagnose = diagnose
         self.domain, self.kinks, self.special, self.cases = domain, kinks, special, cases
         self._variants: dict[tuple[tuple[str, ...], bool], Variant] = {}
@@ -249,7 +251,7 @@ def primitive(
 
 
 _OPTIONS = {
-    "outputs", "hidden", "variadic", "joint", "differentiable", "reference", "diagnose",
+    "outputs", "hidden", "variadic", "joint", "differentiable", "reference", "formula", "diagnose",
     "domain", "kinks", "special", "cases",
 }  # fmt: skip
 

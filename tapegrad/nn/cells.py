@@ -9,9 +9,7 @@ import numpy as np
 from ..core.schedule import require_count
 from ..core.variable import Parameter, Variable, constant
 from ..errors import ArgumentError, describe
-from ..ops.elementwise import sigmoid, tanh
-from ..ops.recurrent import lstm_step
-from ..ops.shape import split
+from ..ops.recurrent import gru_step, lstm_step, rnn_step
 from .layers import uniform
 from .module import Module
 
@@ -42,18 +40,17 @@ class Cell(Module):
 
 
 class RNNCell(Cell):
-    """Elman's network: $h' = \\tanh(x W_x + h W_h + b)$. State: h (batch, n_hidden). Source: Elman 1990."""
+    """Elman's network: $h' = \\tanh(x W_x + h W_h + b)$. State: h (batch, n_hidden). See `tg.rnn_step`."""
 
     def forward(self, x: Any, h: Any) -> tuple[Any, Any]:
-        h = tanh(x @ self.w_x + h @ self.w_h + self.b)
+        h = rnn_step(x, h, self.w_x, self.w_h, self.b)
         return h, h
 
 
 class GRUCell(Cell):
-    """Gated recurrent unit. State: h (batch, n_hidden). Source: Cho et al. 2014, in cuDNN's form.
+    """Gated recurrent unit. State: h (batch, n_hidden). See `tg.gru_step`.
 
-    $r, z = \\sigma(x W_x + b + h W_h + b_h)$, $n = \\tanh(x W_x + b + r (h W_h + b_h))$,
-    $h' = n + z (h - n)$; the columns of the weights are r, z, n.
+    It has two biases, b beside the input and b_h beside the state; the columns of the weights are r, z, n.
     """
 
     gates = 3
@@ -63,10 +60,7 @@ class GRUCell(Cell):
         self.b_h = Parameter(np.zeros(3 * n_hidden, dtype))
 
     def forward(self, x: Any, h: Any) -> tuple[Any, Any]:
-        x_r, x_z, x_n = split(x @ self.w_x + self.b, 3, -1)
-        h_r, h_z, h_n = split(h @ self.w_h + self.b_h, 3, -1)
-        n = tanh(x_n + sigmoid(x_r + h_r) * h_n)
-        h = n + sigmoid(x_z + h_z) * (h - n)
+        h = gru_step(x, h, self.w_x, self.w_h, self.b, self.b_h)
         return h, h
 
 

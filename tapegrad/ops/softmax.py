@@ -8,10 +8,11 @@ import numpy as np
 
 from ..core.primitive import Case, primitive
 from ..errors import DtypeError, ShapeError, describe
-from ..kernels import cpu
+from ..kernels import choice, cpu
 from .elementwise import exp
-from .index import getitem, require_indices
+from .index import getitem, put_at, require_indices
 from .reduce import mean, sum
+from .shape import reshape
 
 
 @primitive(
@@ -43,12 +44,23 @@ def cross_entropy_by_ops(logits: Any, labels: Any) -> Any:
 
 
 def cross_entropy_pullback(ct: Any, labels: Any, probabilities: Any) -> Any:
-    return (cpu.softmax_cross_entropy_pullback(ct, labels, probabilities),)
+    return (choice.softmax_cross_entropy_pullback(ct, labels, probabilities),)
+
+
+def cross_entropy_formula(ct, labels, probabilities):
+    """`cross_entropy_pullback` in ops: all but `ct` is made of residuals."""
+    count, classes = labels.size, probabilities.shape[-1]
+    index = (np.arange(count), labels if len(labels.shape) == 1 else reshape(labels, (count,)))
+    one_hot = put_at(np.ones(count, probabilities.dtype), index, (count, classes))
+    if probabilities.shape != one_hot.shape:
+        one_hot = reshape(one_hot, probabilities.shape)
+    return (ct * ((probabilities - one_hot) / count),)
 
 
 @primitive(
     hidden=("probabilities",),
     joint=cross_entropy_pullback,
+    formula=cross_entropy_formula,
     differentiable=("logits",),
     reference=cross_entropy_by_ops,
     special=(-1000.0, 1000.0),
@@ -60,6 +72,9 @@ def softmax_cross_entropy(xp, logits, labels):
     Shapes: logits (..., classes), labels (...) integers -> scalar.
     Raises DtypeError for labels that are not integers, ArgumentError for one out of range.
     """
+    outputs = choice.softmax_cross_entropy_in_one_call(logits, labels)
+    if outputs is not None:
+        return outputs
     if labels.shape != logits.shape[:-1] or not logits.ndim:
         raise ShapeError(
             "softmax_cross_entropy: `labels` must have the shape of `logits` without its last axis.\n"

@@ -1,0 +1,1 @@
+"""The contenders of the benchmarks: the same work, done by each library as its users do it at their best."""

@@ -1,0 +1,126 @@
+"""tapegrad's way to slide a window over a stream: the loop without a window, on a CapacitorTape.
+
+Built-in cells, and cells that a user would write in plain ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import tapegrad as tg
+from tapegrad import nn, optim
+
+from .work import Contender, Work
+
+
+class PlainLSTM(nn.Module):
+    """Layers of LSTM in plain ops, as in a textbook."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], n_hidden: int) -> None:
+        self.n_hidden = n_hidden
+        for name, array in arrays.items():
+            setattr(self, name, tg.Parameter(array))
+        self.layers = ["", "2"] if "w_x2" in arrays else [""]
+
+    def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
+        n, after = self.n_hidden, []
+        for k, layer in enumerate(self.layers):
+            h, c = state[2 * k : 2 * k + 2]
+            w_x, w_h, b = (getattr(self, f"{name}{layer}") for name in ("w_x", "w_h", "b"))
+            z = x @ w_x + h @ w_h + b
+            i, f, o = tg.sigmoid(z[:, :n]), tg.sigmoid(z[:, n : 2 * n]), tg.sigmoid(z[:, 3 * n :])
+            c = f * c + i * tg.tanh(z[:, 2 * n : 3 * n])
+            x = o * tg.tanh(c)
+            after += [x, c]
+        return x, tuple(after)
+
+
+class PlainGRU(nn.Module):
+    """A GRU in plain ops."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], n_hidden: int) -> None:
+        self.n_hidden = n_hidden
+        for name, array in arrays.items():
+            setattr(self, name, tg.Parameter(array))
+
+    def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
+        (h,) = state
+        x_r, x_z, x_n = tg.split(x @ self.w_x + self.b, 3, -1)
+        h_r, h_z, h_n = tg.split(h @ self.w_h + self.b_h, 3, -1)
+        n = tg.tanh(x_n + tg.sigmoid(x_r + h_r) * h_n)
+        h = n + tg.sigmoid(x_z + h_z) * (h - n)
+        return h, (h,)
+
+
+def built_in_cell(work: Work) -> Any:
+    """nn.LSTMCell with the Work's parameters."""
+    cell = nn.LSTMCell(work.hidden, work.hidden)
+    for name, array in work.parameters().items():
+        getattr(cell, name).value = array
+    return cell
+
+
+def plain_cell(work: Work) -> Any:
+    """The Work's network, written by a user."""
+    return (PlainGRU if work.kind == "gru" else PlainLSTM)(work.parameters(), work.hidden)
+
+
+def takes(**options: Any) -> bool:
+    """Whether a CapacitorTape takes `options`, in this version."""
+    try:
+        tg.CapacitorTape(2, **options)
+    except (TypeError, tg.ArgumentError):
+        return False
+    return True
+
+
+class Window(Contender):
+    """`tape_options` go to the CapacitorTape: weights, compile."""
+
+    def __init__(self, work: Work, cell: Any, schedule: Any = None, **tape_options: Any) -> None:
+        super().__init__(work)
+        self.weights = tape_options.get("weights", "recorded")
+        self.cell = cell
+        self.tape = tg.CapacitorTape(schedule or work.window, **tape_options)
+        self.optimizer = optim.SGD(cell.parameters(), self.lr)
+        self.state: Any = tuple(tg.constant(np.zeros(shape, np.float32)) for shape in work.state_shapes)
+
+    def step(self, k: int) -> None:
+        with self.tape:
+            out, self.state = self.cell(self.xs[k], self.state)
+            loss = tg.mean((out - self.targets[k]) ** 2)
+        if self.tape.backward(loss):
+            self.optimizer.lr = self.lr
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self.cell, name).value.copy() for name in self.work.parameters()}
+
+
+def errors_against_recorded(work: Work, steps: int) -> dict[str, float]:
+    """Median of ‖g - g_recorded‖ / ‖g_recorded‖ over full windows of one loop that learns by `recorded`."""
+    policies = ["recorded", "current", "replay"]
+    loop = Window(work, plain_cell(work))
+    tapes = [tg.CapacitorTape(work.window, weights=policy) for policy in policies]
+    params, found = loop.cell.parameters(), {policy: [] for policy in policies[1:]}
+    state = loop.state
+    for t in range(work.window + steps):
+        for tape in tapes:
+            tape.begin()
+        out, state = loop.cell(loop.xs[t % len(loop.xs)], state)
+        loss = tg.mean((out - loop.targets[t % len(loop.xs)]) ** 2)
+        for tape in reversed(tapes):
+            tape.stop()
+        sweeps = [tape.backward(loss) for tape in tapes]
+        exact, *others = (np.concatenate([s.gradients[p].ravel() for p in params]) for s in sweeps)
+        for p in params:  # each sweep has added to .grad: the first one's counts
+            p.grad = sweeps[0].gradients[p]
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+        if t >= work.window:
+            for policy, gradient in zip(policies[1:], others, strict=True):
+                found[policy].append(np.linalg.norm(gradient - exact) / np.linalg.norm(exact))
+    return {policy: float(f"{np.median(values):.3g}") for policy, values in found.items()}

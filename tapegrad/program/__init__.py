@@ -1,0 +1,45 @@
+"""From tape to program: a backward pass that repeats itself is traced once, planned, and replayed.
+
+The compiler is imported when a tape sweeps for the first time: `import tapegrad` does not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.capacitor import CapacitorTape
+from ..core.sweep import Sweep
+from ..core.window import Clock, WindowSegment
+from ..errors import ArgumentError
+
+MODES = (True, False, "exact", "numpy", "numba")
+
+
+class Programs:
+    """The programs of one tape, none until they are needed."""
+
+    def __init__(self, tape: Any, mode: Any) -> None:
+        if not any(mode is known or mode == known for known in MODES if type(mode) is type(known)):
+            raise ArgumentError(
+                f"CapacitorTape: `compile` must be one of {', '.join(map(repr, MODES))}, and {mode!r} came."
+            )
+        self.tape, self.mode = tape, mode
+        self._replays: Any = None
+
+    def run(self, sweep: Sweep, window: Sequence[WindowSegment], clocks: Sequence[Clock]) -> bool:
+        """Sweep by programs. False, and nothing has changed, if it has to be done by rules."""
+        if self.mode is False:
+            return False
+        if self._replays is None:
+            from .replay import Replays
+
+            self._replays = Replays(self.tape, self.mode)
+        return self._replays.run(sweep, window, clocks)  # type: ignore[no-any-return]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._replays = None
+
+
+CapacitorTape.programs = Programs

@@ -1,0 +1,107 @@
+"""The memory of one signature on one tape: a ring of places, one for each segment in the window.
+
+Nothing here is handed out: a `.value` that the user holds is never written to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..types import Array, Shape
+from .plan import Group, Plan, Value
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+def aligned(shape: Shape, dtype: Any) -> Array:
+    """An array of zeros that starts on a 64-byte boundary."""
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.zeros(count + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+class Settled:
+    """`left` (capacity, rows, width) and `delta` (capacity, rows, n), and which places of `left` are filled."""
+
+    def __init__(self, delta: Array, left: Array) -> None:
+        self.delta, self.left = delta, left
+        self.delta_rows = delta.reshape(-1, delta.shape[-1])
+        self.left_rows = left.reshape(-1, left.shape[-1])
+        self.rows = left.shape[1]
+        self.filled: list[Any] = [None] * len(left)
+
+
+def group_key(group: Group) -> Any:
+    """Groups of one signature with the same residuals are one, whichever program they come from."""
+    return (tuple(id(left) for left, _ in group.lefts), group.delta.shape, repr(group.targets))
+
+
+class Rings:
+    """Places 0 … capacity - 1, and arrays with a first axis of that length.
+
+    A segment takes a place when it is first swept and gives it back when it is dropped. Consecutive
+    segments get consecutive places, so that a window is a block of the ring.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.arrays: dict[Any, Array] = {}
+        self.lists: dict[Any, list[Any]] = {}  # residuals by place, by the expression that reads them
+        self.settled: dict[Any, Settled] = {}
+        self.holders: list[Any] = [None] * capacity
+        self.next = 0
+        self.high = 0  # places ever used
+
+    def take(self, holder: Any) -> int:
+        """A free place for `holder`, or -1 if there is none."""
+        for step in range(self.capacity):
+            place = (self.next + step) % self.capacity
+            held = self.holders[place]
+            if held is None or not held.held:
+                self.holders[place] = holder
+                self.next = (place + 1) % self.capacity
+                self.high = max(self.high, place + 1)
+                return place
+        return -1
+
+    def array(self, key: Any, shape: Shape, dtype: Any) -> Array:
+        """The ring called `key`, made when it is first asked for. Shape (capacity, *shape)."""
+        held = self.arrays.get(key)
+        if held is None:
+            held = self.arrays[key] = aligned((self.capacity, *shape), dtype)
+        return held
+
+    def of(self, value: Value, plan: Plan) -> Array:
+        """The ring of a factor or of a cotangent that settles parameters. The programs of a signature share them."""
+        if value.place == "factor":
+            return self.array(value.key, value.shape, value.dtype)
+        group = next((g for g in plan.groups if g.delta is value), None)
+        key = ("delta", group_key(group)) if group else ("delta", value)
+        return self.array(key, value.shape, value.dtype)
+
+    def group(self, group: Group) -> Settled:
+        """The two rings of a group: what is multiplied, and with what."""
+        key = group_key(group)
+        held = self.settled.get(key)
+        if held is None:
+            delta = self.array(("delta", key), group.delta.shape, group.delta.dtype)
+            left = self.array(("left", key), (group.rows, group.width), group.delta.dtype)
+            start = 0
+            for node, width in group.lefts:
+                if node is None:
+                    left[:, :, start : start + width] = 1
+                start += width
+            held = self.settled[key] = Settled(delta, left)
+        return held
+
+    def left(self, group: Group) -> Array:
+        """The ring of what the cotangents of a group are multiplied with. Shape (capacity, rows, width)."""
+        return self.group(group).left
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
