@@ -20,7 +20,7 @@ setup(
         "examples": ["matplotlib", "tqdm"],
         "test": ["pytest>=8"],
         "lint": ["mypy", "ruff"],
-        "bench": ["autograd", "matplotlib", "torch"],
+        "bench": ["autograd", "jax", "matplotlib", "mygrad", "scipy", "tinygrad", "torch"],
     },
     packages=["tapegrad", *(f"tapegrad.{name}" for name in PACKAGES)],
     package_dir={"tapegrad": "tapegrad", "tapegrad.kernels": "kernels"},

@@ -196,7 +196,9 @@ def turns() -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
         except Exception as error:  # a peer that is not installed, or has no compiler here
             if name in ("compiled", "tape", "by hand"):
                 raise
-            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+            left_out[name] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+            )
             continue
         found = [np.array(w) for w in learned()]
         expected = found if expected is None else expected
@@ -221,14 +223,24 @@ def main() -> None:
     taken = paired.seconds_of(made, 5 if options.quick else options.rounds)
     result = {
         "us_per_step": {name: round(float(np.median(t)) / STEPS * 1e6, 2) for name, t in taken.items()},
-        "compiled_over": {name: paired.ratio(taken, "compiled", name) for name in taken if name != "compiled"},
+        "compiled_over": {
+            name: paired.ratio(taken, "compiled", name) for name in taken if name != "compiled"
+        },
         "left_out": left_out,
     }
     paired.show(
         "one step, batch 32, 64-32-10",
         ["", "µs per step", "compiled's time over it", "middle half of the rounds"],
         [
-            [name, t, *([r["median"], f"{r['low']} … {r['high']}"] if (r := result["compiled_over"].get(name)) else ["", ""])]
+            [
+                name,
+                t,
+                *(
+                    [r["median"], f"{r['low']} … {r['high']}"]
+                    if (r := result["compiled_over"].get(name))
+                    else ["", ""]
+                ),
+            ]
             for name, t in result["us_per_step"].items()
         ],
     )

@@ -1,10 +1,13 @@
-"""What does one op cost, forward and backward? Against PyTorch, HIPS autograd and NumPy by hand.
+"""What does one op cost, forward and backward? Against PyTorch, HIPS autograd, MyGrad, JAX and NumPy by hand.
 
     python bench/per_op.py
+    python bench/per_op.py --quick
 
 Two programs: `chain`, 900 elementwise ops (300 times tanh(y * w + b)), on 64 to 65,536 floats; and `cell`,
 50 steps of an LSTM in plain ops (matmul, slices, gates), batch 1, hidden 64. `bare` is NumPy doing the
-forward pass alone; `by hand` is forward and backward written out in NumPy. Times in µs per op.
+forward pass alone; `by hand` is forward and backward written out in NumPy. `JAX, jitted` runs the chain as one
+compiled loop: nothing is recorded any more, and it is no peer to a tape but to a compiler; JAX op by op takes
+milliseconds for each. tinygrad fuses the whole chain likewise, and has no row. Times in µs per op.
 """
 
 from __future__ import annotations
@@ -91,6 +94,30 @@ def chain_contenders(size: int, dtype: str) -> tuple[dict, int]:
         gradient = grad(loss)
         contenders["autograd"] = lambda: gradient((w, b, y0))
 
+    if mg := imported("mygrad"):
+        mg.turn_memory_guarding_off()  # as its guide advises for speed
+
+        def mygrad():
+            leaves = [mg.tensor(v, copy=False) for v in (w, b, y0)]
+            mw, mb, y = leaves
+            for _ in range(LENGTH):
+                y = mg.tanh(y * mw + mb)
+            y.sum().backward()
+            return [v.grad for v in leaves]
+
+        contenders["MyGrad"] = mygrad
+
+    if dtype == "float32" and imported("jax"):  # it computes in float32 unless the process is told otherwise
+        from peers.jax_loops import jax, jnp, lax
+
+        def scanned(leaves):
+            jw, jb, y = leaves
+            y, _ = lax.scan(lambda y, _: (jnp.tanh(y * jw + jb), None), y, length=LENGTH)
+            return jnp.sum(y)
+
+        jitted, given = jax.jit(jax.grad(scanned)), tuple(jnp.asarray(v) for v in (w, b, y0))
+        contenders["JAX, jitted"] = lambda: [np.asarray(v) for v in jitted(given)]
+
     return contenders, 3 * LENGTH
 
 
@@ -156,7 +183,9 @@ def check_gradients_agree(contenders: dict, tolerance: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="five rounds, written to runs/")
+    options = parser.parse_args()
+    rounds = 5 if options.quick else options.rounds
     questions = [(f"chain, {n} {dtype}", chain_contenders(n, dtype)) for n, dtype in
                  [(64, "float32"), (64, "float64"), (4096, "float32"), (65536, "float32")]]  # fmt: skip
     questions.append(("LSTM cell in plain ops, batch 1, hidden 64, float32", cell_contenders()))
@@ -187,7 +216,7 @@ def main() -> None:
                 for name, t in row["us_per_op"].items()
             ],
         )
-    paired.write("per_op", results)
+    paired.write("per_op", results, options.quick)
 
 
 if __name__ == "__main__":

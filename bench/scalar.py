@@ -4,9 +4,9 @@
 
 Three programs of about 10,000 scalar ops, float64: `formula`, a chain of + - * / sin exp sqrt log over five inputs;
 `oscillator`, Euler steps of a driven, damped pendulum; `options`, a portfolio of calls by Black and Scholes.
-`tape` is tapegrad's Tape on the same code, `compiled` is tg.compile of it with new inputs at every call: no
-Python of the program runs. The peers run their Python each time, as they must. `again` is what XAD's tape takes
-to sweep once more, without recording. Times in µs per op, for value and gradient of all inputs.
+`tape` is tapegrad's Tape on the same code; `compiled` is tg.compile of it, which replays what it recorded at
+its first call with the inputs of the moment. The peers have no replay: they run their Python and build their
+graph each time. Times in µs per op, for the value and the gradient in all inputs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Counted:
         Counted.count += 1
         return self
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = operation
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = (
+        operation
+    )
 
 
 def formula(m: Any, inputs: Sequence[Any], steps: int) -> Any:
@@ -127,7 +129,7 @@ def contenders(f: Callable[..., Any], steps: int, start: Sequence[float]) -> dic
                 v.grad = None
             y = f(torch, tensors, steps)
             y.backward()
-            return [float(y), *(float(v.grad) for v in tensors)]
+            return [y.item(), *(float(v.grad) for v in tensors)]
 
         made["PyTorch"] = by_torch
     if imported("xad"):
@@ -199,14 +201,24 @@ def main() -> None:
             "instructions": len(instructions.program()),
             "us_per_op": {who: round(float(np.median(t)) / ops * 1e6, 4) for who, t in taken.items()},
             "first_call_ms": round(first * 1e3, 1),
-            "over_compiled": {who: paired.ratio(taken, who, "compiled") for who in taken if who != "compiled"},
+            "over_compiled": {
+                who: paired.ratio(taken, who, "compiled") for who in taken if who != "compiled"
+            },
         }
         results[name] = row
         paired.show(
             f"{name} ({ops} ops, {row['instructions']} instructions; first call {row['first_call_ms']} ms)",
             ["", "µs per op", "its time over compiled", "middle half of the rounds"],
             [
-                [who, t, *([r["median"], f"{r['low']} … {r['high']}"] if (r := row["over_compiled"].get(who)) else ["", ""])]
+                [
+                    who,
+                    t,
+                    *(
+                        [r["median"], f"{r['low']} … {r['high']}"]
+                        if (r := row["over_compiled"].get(who))
+                        else ["", ""]
+                    ),
+                ]
                 for who, t in row["us_per_op"].items()
             ],
         )

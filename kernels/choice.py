@@ -45,9 +45,13 @@ class Kernel:
         with LOADING:
             made = None
             if dtype.type in (np.float32, np.float64) and dtype.isnative and numba_serves():
-                from . import compiled
-
-                made = compiled.compiled(self.name, dtype)
+                try:
+                    from . import compiled
+                except ImportError:  # Numba is there, and refuses the NumPy that is there
+                    if MODE == "numba":
+                        raise
+                else:
+                    made = compiled.compiled(self.name, dtype)
             self.of_dtype[dtype] = made
             return made
 
@@ -66,6 +70,8 @@ SGD, MOMENTUM, ADAM = map(Kernel, ("sgd", "momentum", "adam"))
 
 # One row is multiplied in Numba, in the same call as the rest. From two rows on BLAS is as fast or faster.
 ONE_ROW = (1,)
+# Three passes of NumPy over fewer elements than this take less time than calling Numba.
+MANY = 2048
 
 
 def in_order(array: Array, dtype: Any) -> Array:
@@ -108,7 +114,9 @@ def lstm_step(x: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Array) ->
     return h_next, c_next, gates, tanh_c
 
 
-def lstm_step_pullback(ct_h: Array, ct_c: Array, c: Array, gates: Array, tanh_c: Array) -> tuple[Array, Array]:
+def lstm_step_pullback(
+    ct_h: Array, ct_c: Array, c: Array, gates: Array, tanh_c: Array
+) -> tuple[Array, Array]:
     """`cpu.lstm_step_pullback`."""
     dtype = gates.dtype
     kernel = LSTM_PULLBACK[dtype]
@@ -147,10 +155,14 @@ def lstm_sequence_pullback(
     if whole is not None:
         whole(in_order(ct_hs, dtype), c_before, gates, tanh_cs, w_h, ct_z, ct_h, ct_c)
         return ct_z, ct_h, ct_c
+    kernel = LSTM_PULLBACK[dtype]
     for t in range(len(gates) - 1, -1, -1):
         ct_h += ct_hs[t]
-        ct_z[t], ct_c = lstm_step_pullback(ct_h, ct_c, c_before[t], gates[t], tanh_cs[t])
-        ct_h = cpu.transposed_product(ct_z[t], w_h)
+        if kernel is None:
+            ct_z[t], ct_c = cpu.lstm_step_pullback(ct_h, ct_c, c_before[t], gates[t], tanh_cs[t])
+        else:
+            kernel(ct_h, ct_c, c_before[t], gates[t], tanh_cs[t], ct_z[t], ct_c)
+        np.copyto(ct_h, cpu.transposed_product(ct_z[t], w_h))
     return ct_z, ct_h, ct_c
 
 
@@ -266,7 +278,7 @@ def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
 def rnn_step_pullback(ct: Array, y: Array) -> Array:
     """`cpu.rnn_step_pullback`."""
     dtype = y.dtype
-    kernel = RNN_PULLBACK[dtype]
+    kernel = RNN_PULLBACK[dtype] if y.size >= MANY else None
     if kernel is None:
         return cpu.rnn_step_pullback(ct, y)
     ct_z = empty(y.shape, dtype)
@@ -370,6 +382,58 @@ def embedding_gradient(ct: Array, indices: Array, count: int) -> Array:
         if kernel(in_order(ct, dtype), in_order(indices, INT64), gradient):
             return gradient
     return cpu.embedding_gradient(ct, indices, count)
+
+
+# -- optimizers ----------------------------------------------------------------------------------------
+
+
+def sgd(value: Array, grad: Array, new: Array, lr: float) -> bool:
+    """`cpu.sgd`; `new` is C-ordered, and of one shape and dtype with `value` and `grad`."""
+    kernel = SGD[value.dtype]
+    if kernel is None:
+        return cpu.sgd(value, grad, new, lr)
+    try:
+        return kernel(value, grad, new, lr)
+    except TypeError:  # no axis or more than two, or strides
+        return kernel(*flat(value, grad), new.reshape(-1), lr)
+
+
+def momentum(value: Array, grad: Array, velocity: Array, new: Array, lr: float, mu: float) -> None:
+    """`cpu.momentum`; `velocity` and `new` are C-ordered."""
+    kernel = MOMENTUM[value.dtype]
+    if kernel is None:
+        cpu.momentum(value, grad, velocity, new, lr, mu)
+    else:
+        kernel(*flat(value, grad), velocity.reshape(-1), new.reshape(-1), lr, mu)
+
+
+def adam(
+    value: Array, grad: Array, mean: Array, square: Array, new: Array,
+    rate: float, beta1: float, beta2: float, eps: float, unbias: float,
+) -> None:  # fmt: skip
+    """`cpu.adam`; `mean`, `square` and `new` are C-ordered."""
+    kernel, rates = ADAM[value.dtype], (rate, beta1, beta2, eps, unbias)
+    if kernel is None:
+        cpu.adam(value, grad, mean, square, new, *rates)
+    else:
+        kernel(*flat(value, grad), mean.reshape(-1), square.reshape(-1), new.reshape(-1), *rates)
+
+
+def finite(grad: Array) -> bool:
+    """`cpu.finite`."""
+    kernel = FINITE[grad.dtype]
+    return cpu.finite(grad) if kernel is None else kernel(*flat(grad))
+
+
+def squared_norm(grad: Array) -> float:
+    """`cpu.squared_norm`."""
+    kernel = SQUARED_NORM[grad.dtype]
+    return cpu.squared_norm(grad) if kernel is None else kernel(*flat(grad))
+
+
+def flat(*arrays: Array) -> list[Array]:
+    """The arrays on one axis each, C-ordered: views, unless strides forbid it."""
+    return [a.reshape(-1) for a in arrays]
 
 
 INT64 = np.dtype(np.int64)

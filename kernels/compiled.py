@@ -22,27 +22,30 @@ from numba.extending import intrinsic, overload
 Array = Any
 
 CONTRACTED = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
+# Only kernels call it: what Python or C would need to call it is not compiled.
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+SUMMED = {"error_model": "numpy", "nogil": True, "fastmath": {"contract", "reassoc"}}
 REORDERED = {"error_model": "numpy", "nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
 
 # -- kernels by name ---------------------------------------------------------------------------------
 
-SIGNATURES: dict[str, tuple[Any, str]] = {}
+SIGNATURES: dict[str, tuple[Any, list[str]]] = {}
 
 
-def kernel(types: str, **options: Any) -> Callable[[Any], Any]:
-    """Declare a kernel: a letter per argument, in order.
+def kernel(*types: str, **options: Any) -> Callable[[Any], Any]:
+    """Declare a kernel and the types of arguments that it takes: a letter per argument, in order.
 
     v m t    a vector, matrix or three-dimensional array that is only read        i j   indices, one or two axes
     V M T    the same, written                                                    s     a number of the dtype
     """
 
     def declare(function: Any) -> Any:
-        options_here = options or CONTRACTED
+        options_here = {"no_cfunc_wrapper": True, **(options or CONTRACTED)}
         try:
             dispatcher = numba.njit(cache=True, **options_here)(function)
         except RuntimeError:  # no folder where a cache could be written
             dispatcher = numba.njit(**options_here)(function)
-        SIGNATURES[function.__name__] = (dispatcher, types)
+        SIGNATURES[function.__name__] = (dispatcher, list(types))
         return dispatcher
 
     return declare
@@ -65,18 +68,18 @@ def signature(types: str, dtype: Any) -> tuple[Any, ...]:
 
 def compiled(name: str, dtype: Any) -> Any:
     """The kernel `name`, compiled for `dtype` (or fetched from the disk). It raises TypeError for other arguments."""
-    dispatcher, types = SIGNATURES[name]
-    dispatcher._can_compile = True
-    try:
+    dispatcher, choices = SIGNATURES[name]
+    dispatcher.disable_compile(False)
+    for types in choices:
         dispatcher.compile(signature(types, dtype))
-    finally:
-        dispatcher.disable_compile()
+    dispatcher.disable_compile()
     return dispatcher
 
 
 def is_from_cache(name: str, dtype: Any) -> bool:
     """Whether a compiled kernel came from the disk."""
-    return SIGNATURES[name][0].stats.cache_hits[signature(SIGNATURES[name][1], dtype)] > 0
+    dispatcher, choices = SIGNATURES[name]
+    return all(dispatcher.stats.cache_hits[signature(types, dtype)] for types in choices)
 
 
 # -- tanh and sigmoid that vectorise -----------------------------------------------------------------
@@ -121,32 +124,32 @@ def activations(real: Any, coefficients: list[float], mantissa: int, lowest: flo
     if len(c) == 6:
         c0, c1, c2, c3, c4, c5 = c
 
-        @numba.njit(**CONTRACTED)
+        @numba.njit(**INNER, **CONTRACTED)
         def q(r: float) -> float:
             return c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * c5))))
     else:
         c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10 = c
 
-        @numba.njit(**CONTRACTED)
+        @numba.njit(**INNER, **CONTRACTED)
         def q(r: float) -> float:
             upper = c5 + r * (c6 + r * (c7 + r * (c8 + r * (c9 + r * c10))))
             return c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * upper))))
 
-    @numba.njit(**CONTRACTED)
+    @numba.njit(**INNER, **CONTRACTED)
     def decomposed(y: float) -> tuple[float, float]:
         shifted = y * per_ln2 + round_off
         k = shifted - round_off
         r = (y - k * high) - k * low
         return two_to(shifted), r + r * r * q(r)
 
-    @numba.njit(**CONTRACTED)
+    @numba.njit(**INNER, **CONTRACTED)
     def sigmoid(z: float) -> float:
         size = abs(z)
         scale, p = decomposed(lowest if -size < lowest else -size)  # in this form NaN stays NaN
         e = scale + scale * p
         return (one if z >= zero else e) / (one + e)
 
-    @numba.njit(**CONTRACTED)
+    @numba.njit(**INNER, **CONTRACTED)
     def tanh(z: float) -> float:
         size = abs(z)
         half = half_lowest if -size < half_lowest else -size
@@ -154,7 +157,7 @@ def activations(real: Any, coefficients: list[float], mantissa: int, lowest: flo
         e = scale * p + (scale - one)
         return math.copysign(e / (two + e), z)
 
-    @numba.njit(**CONTRACTED)
+    @numba.njit(**INNER, **CONTRACTED)
     def exp_of_negative(z: float) -> float:
         scale, p = decomposed(lowest if z < lowest else z)
         return scale + scale * p
@@ -201,7 +204,7 @@ def choose_exp_of_negative(z):  # type: ignore[no-untyped-def]
 # -- products with one row -----------------------------------------------------------------------------
 
 
-@numba.njit(**CONTRACTED)
+@numba.njit(**INNER, **CONTRACTED)
 def add_product(x: Array, w: Array, z: Array) -> None:
     """z += x w, for one row x. Eight rows of w at a time: z is loaded and stored an eighth as often."""
     blocked = x.size // 8 * 8
@@ -219,7 +222,7 @@ def add_product(x: Array, w: Array, z: Array) -> None:
             z[j] += x[i] * w[i, j]
 
 
-@numba.njit(**REORDERED)
+@numba.njit(**INNER, **REORDERED)
 def transposed_product(z: Array, w: Array, y: Array) -> None:
     """y = z wᵀ, for one row z. Four rows of w at a time: four sums that do not wait for each other."""
     zero = z.dtype.type(0)
@@ -242,7 +245,7 @@ def transposed_product(z: Array, w: Array, y: Array) -> None:
 # -- the LSTM ------------------------------------------------------------------------------------------
 
 
-@numba.njit(**CONTRACTED)
+@numba.njit(**INNER, **CONTRACTED)
 def lstm_row(z: Array, c: Array, h_next: Array, c_next: Array, tanh_c: Array) -> None:
     """One row's step from the gates' inputs z, which become the gates. Loops of few arrays each: they vectorise."""
     n = c.size
@@ -298,7 +301,7 @@ def lstm_gates(
     return True
 
 
-@numba.njit(**CONTRACTED)
+@numba.njit(**INNER, **CONTRACTED)
 def lstm_row_pullback(
     ct_h: Array, ct_c: Array, c: Array, gates: Array, tanh_c: Array, ct_z: Array, ct_c_in: Array
 ) -> None:
@@ -327,9 +330,7 @@ def lstm_step_pullback(
 ) -> bool:
     """`cpu.lstm_step_pullback`."""
     for row in range(c.shape[0]):
-        lstm_row_pullback(
-            ct_h[row], ct_c[row], c[row], gates[row], tanh_c[row], ct_z[row], ct_c_in[row]
-        )
+        lstm_row_pullback(ct_h[row], ct_c[row], c[row], gates[row], tanh_c[row], ct_z[row], ct_c_in[row])
     return True
 
 
@@ -363,8 +364,10 @@ def lstm_sequence_pullback(
 # -- the GRU -------------------------------------------------------------------------------------------
 
 
-@numba.njit(**CONTRACTED)
-def gru_row(from_x: Array, from_h: Array, b: Array, b_h: Array, h: Array, inner: Array, h_next: Array) -> None:
+@numba.njit(**INNER, **CONTRACTED)
+def gru_row(
+    from_x: Array, from_h: Array, b: Array, b_h: Array, h: Array, inner: Array, h_next: Array
+) -> None:
     """One row's step from the products with x, which become the gates r, z, n, and with h."""
     n = h.size
     for j in range(2 * n):
@@ -413,7 +416,7 @@ def gru_gates(
     return True
 
 
-@numba.njit(**CONTRACTED)
+@numba.njit(**INNER, **CONTRACTED)
 def gru_row_pullback(
     ct: Array, h: Array, gates: Array, inner: Array, ct_x: Array, ct_h: Array, ct_in: Array
 ) -> None:
@@ -546,6 +549,18 @@ def rnn_step_pullback(ct: Array, y: Array, ct_z: Array) -> bool:
 # -- losses and tables ---------------------------------------------------------------------------------
 
 
+@numba.njit(**INNER, **CONTRACTED)
+def largest(a: Array) -> float:
+    """The largest element, by four searches that do not wait for each other. NaN may be passed over."""
+    blocked = a.size // 4 * 4
+    t0 = t1 = t2 = t3 = a[0]
+    for j in range(0, blocked, 4):
+        t0, t1, t2, t3 = max(t0, a[j]), max(t1, a[j + 1]), max(t2, a[j + 2]), max(t3, a[j + 3])
+    for j in range(blocked, a.size):
+        t0 = max(t0, a[j])
+    return max(max(t0, t1), max(t2, t3))
+
+
 @kernel("m i M", **REORDERED)
 def softmax_cross_entropy(logits: Array, labels: Array, probabilities: Array) -> float:
     """The mean loss, and the probabilities; -1 if there are no rows or a label is out of range."""
@@ -558,9 +573,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, probabilities: Array) ->
         if label < 0 or label >= classes:
             return -1.0
         a, p = logits[row], probabilities[row]
-        top = a[0]
-        for j in range(classes):
-            top = max(top, a[j])
+        top = largest(a)
         total = a.dtype.type(0)
         for j in range(classes):
             p[j] = exp_of_negative(a[j] - top)
@@ -574,7 +587,9 @@ def softmax_cross_entropy(logits: Array, labels: Array, probabilities: Array) ->
 
 
 @kernel("m i s M")
-def softmax_cross_entropy_pullback(probabilities: Array, labels: Array, scale: float, ct_logits: Array) -> bool:
+def softmax_cross_entropy_pullback(
+    probabilities: Array, labels: Array, scale: float, ct_logits: Array
+) -> bool:
     """(probabilities - one-hot) scale."""
     rows, classes = probabilities.shape
     for row in range(rows):
@@ -600,27 +615,30 @@ def embedding_gradient(ct: Array, indices: Array, gradient: Array) -> bool:
 
 # -- optimizers, on one flat buffer --------------------------------------------------------------------
 #
-# `check` is 0 as long as every g - g is, which NaN and infinity are not.
+# Vectors and matrices as they are: making them flat outside would take as long as a small update.
+# `check` stays 0 as long as every g · 0 is, which it is not for NaN and infinity. Its sum may be reordered, but
+# zeros keep their signs ("nsz" is off): else g · 0 + g' · 0 could become (g + g') · 0, which overflows.
 
 
-@kernel("vvVs", **REORDERED)
+@kernel("vvVs", "mmMs", **SUMMED)
 def sgd(value: Array, grad: Array, new: Array, lr: float) -> bool:
     """new = value - lr grad; whether all of `grad` is finite."""
-    check = grad.dtype.type(0)
-    for j in range(value.size):
-        g = grad[j]
-        check += g - g
-        new[j] = value[j] - lr * g
-    return check == check
+    w, g, y = value.reshape(value.size), grad.reshape(value.size), new.reshape(value.size)
+    zero = grad.dtype.type(0)
+    check = zero
+    for j in range(w.size):
+        check += g[j] * zero
+        y[j] = w[j] - lr * g[j]
+    return check == zero
 
 
 @kernel("vvVVss")
 def momentum(value: Array, grad: Array, velocity: Array, new: Array, lr: float, mu: float) -> bool:
     """velocity = mu velocity + grad; new = value - lr velocity."""
     for j in range(value.size):
-        v = mu * velocity[j] + grad[j]
-        velocity[j] = v
-        new[j] = value[j] - lr * v
+        velocity[j] = mu * velocity[j] + grad[j]
+    for j in range(value.size):
+        new[j] = value[j] - lr * velocity[j]
     return True
 
 
@@ -629,32 +647,34 @@ def adam(
     value: Array, grad: Array, mean: Array, square: Array, new: Array,
     rate: float, beta1: float, beta2: float, eps: float, unbias: float,
 ) -> bool:  # fmt: skip
-    """`cpu.adam` in one pass."""
+    """`cpu.adam`."""
     one = grad.dtype.type(1)
     rest1, rest2 = one - beta1, one - beta2
     for j in range(value.size):
-        g = grad[j]
-        m = beta1 * mean[j] + rest1 * g
-        s = beta2 * square[j] + rest2 * (g * g)
-        mean[j], square[j] = m, s
-        new[j] = value[j] - rate * (m / (math.sqrt(s) * unbias + eps))
+        mean[j] = beta1 * mean[j] + rest1 * grad[j]
+    for j in range(value.size):
+        square[j] = beta2 * square[j] + rest2 * (grad[j] * grad[j])
+    for j in range(value.size):
+        new[j] = value[j] - rate * (mean[j] / (math.sqrt(square[j]) * unbias + eps))
     return True
 
 
-@kernel("v", **REORDERED)
+@kernel("v", "m", **SUMMED)
 def finite(grad: Array) -> bool:
     """Whether no element is NaN or infinite."""
-    check = grad.dtype.type(0)
-    for j in range(grad.size):
-        check += grad[j] - grad[j]
-    return check == check
+    g = grad.reshape(grad.size)
+    zero = grad.dtype.type(0)
+    check = zero
+    for j in range(g.size):
+        check += g[j] * zero
+    return check == zero
 
 
-@kernel("v", **REORDERED)
+@kernel("v", "m", **REORDERED)
 def squared_norm(grad: Array) -> float:
     """The sum of squares in float64, where those of float32 do not overflow."""
+    g = grad.reshape(grad.size)
     total = 0.0
-    for j in range(grad.size):
-        g = np.float64(grad[j])
-        total += g * g
+    for j in range(g.size):
+        total += np.float64(g[j]) * np.float64(g[j])
     return total

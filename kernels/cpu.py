@@ -200,25 +200,26 @@ def embedding_gradient(ct: Array, indices: Array, count: int) -> Array:
 
 
 def sgd(value: Array, grad: Array, new: Array, lr: float) -> bool:
-    """new = value - lr grad; whether all of `grad` is finite."""
+    """new = value - lr grad; False, with `new` unfinished, if not all of `grad` is finite."""
+    if not finite(grad):
+        return False
     np.multiply(grad, -lr, out=new)
     new += value
-    return finite(grad)
+    return True
 
 
-def momentum(value: Array, grad: Array, velocity: Array, new: Array, lr: float, mu: float) -> bool:
+def momentum(value: Array, grad: Array, velocity: Array, new: Array, lr: float, mu: float) -> None:
     """velocity = mu velocity + grad; new = value - lr velocity."""
     velocity *= mu
     velocity += grad
     np.multiply(velocity, -lr, out=new)
     new += value
-    return True
 
 
 def adam(
     value: Array, grad: Array, mean: Array, square: Array, new: Array,
     rate: float, beta1: float, beta2: float, eps: float, unbias: float,
-) -> bool:  # fmt: skip
+) -> None:  # fmt: skip
     """Adam's step with both corrections for the start folded into `rate` (lr / (1 - beta1^t)) and `unbias`
     (1 / √(1 - beta2^t))."""
     np.multiply(grad, 1 - beta1, out=new)
@@ -234,7 +235,6 @@ def adam(
     np.divide(mean, new, out=new)
     new *= -rate
     new += value
-    return True
 
 
 def finite(grad: Array) -> bool:

@@ -221,3 +221,108 @@ def test_the_state_of_an_optimizer_can_be_saved(tmp_path):
     other.load_state_dict(tg.load(tmp_path / "adam.npz"))
     assert (other.steps, other.lr) == (1, 0.1)
     np.testing.assert_array_equal(other.state[0]["mean"], optimizer.state[0]["mean"])
+
+
+# -- memory ------------------------------------------------------------------------------------------
+
+LARGE = (32, 64)  # large enough to be laid on a border of 64 bytes
+
+
+def matrix(shape=LARGE, dtype=np.float32):
+    p = tg.Parameter(np.ones(shape, dtype))
+    p.grad = np.full(shape, 0.5)
+    return p
+
+
+@pytest.mark.parametrize("shape", [(3,), LARGE, (4, 8, 64), ()])
+@pytest.mark.parametrize(
+    "make", [lambda p: optim.SGD(p, 0.1), lambda p: optim.SGD(p, 0.1, 0.9), lambda p: optim.Adam(p, 0.1)]
+)
+def test_what_anyone_holds_of_a_parameter_stays_as_it_was(make, shape):
+    p = matrix(shape)
+    optimizer, held = make([p]), []
+    for k in range(12):
+        optimizer.step()
+        # in turn: nothing, the array, a view of it, a view of a view, a constant, a memoryview, and its bytes later
+        value = p.value
+        hold = [
+            lambda v: None,
+            lambda v: v,
+            lambda v: v[...],
+            lambda v: v.reshape(-1)[:1].reshape(-1),
+            lambda v: tg.constant(v).value,
+            lambda v: memoryview(v),
+        ][k % 6](value)
+        held.append((hold, None if hold is None else np.array(hold)))
+        del value
+    for hold, copy in held:
+        if hold is not None:
+            np.testing.assert_array_equal(np.array(hold), copy)
+    assert len({np.array(h).tobytes() for h, _ in held if h is not None}) > 1
+
+
+def test_an_array_that_nobody_has_any_more_is_used_again():
+    p = matrix()
+    optimizer, places = optim.SGD([p], 0.1), []
+    for _ in range(8):
+        optimizer.step()
+        places.append(p._array.ctypes.data)
+        assert places[-1] % 64 == 0
+        assert p.value.flags.writeable is False
+    assert len(set(places[2:])) == 2
+
+
+def test_a_window_that_holds_the_weights_of_every_step_keeps_them():
+    rng = np.random.default_rng(0)
+    cell, tape = tg.nn.RNNCell(16, 64, dtype=np.float64, rng=0), tg.CapacitorTape(4)
+    optimizer, state, used = optim.SGD(cell.parameters(), 0.1), cell.initial_state(1), []
+    for _ in range(9):
+        with tape:
+            _, state = cell(rng.standard_normal((1, 16)), state)
+            loss = tg.mean(state * state)
+        used.append((cell.w_h._array, cell.w_h._array.copy()))
+        del used[:-4]
+        tape.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        for array, copy in used:
+            np.testing.assert_array_equal(array, copy)
+
+
+def test_the_pieces_of_a_vector_that_are_held_stay_as_they_were():
+    lin = tg.nn.Linear(32, 64, rng=0)
+    params, grads = lin.parameters(flat=True)
+    optimizer, held = optim.SGD([params], 0.1), []
+    for _ in range(6):
+        grads[...] = 1
+        optimizer.step()
+        held.append((lin.weight.value, lin.weight.value.copy()))
+        optimizer.zero_grad()
+        assert not grads.any()
+        assert lin.bias.grad is not None
+    for array, copy in held:
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_a_step_leaves_the_parameter_another_object_has_assigned():
+    p = matrix()
+    optimizer = optim.SGD([p], 0.1)
+    for _ in range(3):
+        optimizer.step()
+        mine = np.full(LARGE, 7, np.float32)
+        p.value = mine
+        optimizer.step()
+        np.testing.assert_allclose(p.value, 7 - 0.05)
+        np.testing.assert_array_equal(mine, np.full(LARGE, 7))
+
+
+def test_running_averages_in_another_order_are_read_right():
+    one, two = matrix(dtype=np.float64), matrix(dtype=np.float64)
+    one.grad = two.grad = np.random.default_rng(0).standard_normal(LARGE)
+    first, second = optim.SGD([one], 0.1, 0.9), optim.SGD([two], 0.1, 0.9)
+    first.step(), second.step()
+    saved = first.state_dict()
+    saved["0.velocity"] = np.asfortranarray(saved["0.velocity"])
+    first.load_state_dict(saved)
+    first.step(), second.step()
+    np.testing.assert_array_equal(one.value, two.value)

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .work import Contender, Work
+from .work import Chunks, Contender, Work
 
 # Read when JAX starts: as many threads as the others get.
 os.environ["NPROC"] = os.environ.get("BENCH_THREADS", "1")
 if os.environ["NPROC"] == "1":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from jax import lax  # noqa: E402
+import jax
+import jax.numpy as jnp
+from jax import lax
 
 # Dispatching from another thread would be a second thread, and is slower for steps this short.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -105,3 +105,25 @@ class Scan(Contender):
 
     def finish(self) -> None:
         jax.block_until_ready(self.p)
+
+
+class ChunkOfScan(Chunks, Scan):
+    """A jitted scan over each chunk, gradient and descent in it; parameters and state donated."""
+
+    def __init__(self, work: Work, unroll: int = 1, hoisted: bool = True) -> None:
+        super().__init__(work, unroll, hoisted)
+        self.advance = jax.jit(self.whole_chunk, donate_argnums=(0, 1))
+
+    def whole_chunk(self, p: Any, state: Any, xs: Any, targets: Any, lr: Any) -> Any:
+        def loss_of(p: Any) -> Any:
+            from_x = xs @ p["w_x"] + p["b"] if self.hoisted else xs
+            last, outs = lax.scan(
+                lambda state, x: self.cell(p, state, x, self.hoisted), state, from_x, unroll=self.unroll
+            )
+            return jnp.mean((outs - targets) ** 2) * self.work.window, last
+
+        gradients, last = jax.grad(loss_of, has_aux=True)(p)
+        return {name: p[name] - lr * gradients[name] for name in p}, last
+
+    def chunk(self, xs: Any, targets: Any) -> None:
+        self.p, self.state = self.advance(self.p, self.state, xs, targets, self.lr)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .work import Contender, MirroredRing, Work
+from .work import Chunks, Contender, MirroredRing, Work
 
 torch.set_num_threads(int(os.environ.get("BENCH_THREADS", "1")))
 
@@ -94,9 +94,7 @@ class RerunCells(Rerun):
         state_of_first = torch.lstm_cell(x, state[:2], p["w_x"], p["w_h"], p["b"], self.zero_bias)
         if self.work.kind == "lstm":
             return list(state_of_first)
-        second = torch.lstm_cell(
-            state_of_first[0], state[2:], p["w_x2"], p["w_h2"], p["b2"], self.zero_bias
-        )
+        second = torch.lstm_cell(state_of_first[0], state[2:], p["w_x2"], p["w_h2"], p["b2"], self.zero_bias)
         return [*state_of_first, *second]
 
     def move_left_edge(self, x: Any) -> None:
@@ -268,3 +266,42 @@ class Retained(Torch):
         with torch.no_grad():
             torch._foreach_add_([leaf.data for leaf in self.leaves], total, alpha=-self.lr)
         self.state = left
+
+
+class ChunkOfLayer(Chunks, RerunLayer):
+    """torch.lstm over each chunk: what nn.LSTM calls, without the module."""
+
+    def chunk(self, xs: Any, targets: Any) -> None:
+        outs, state = self.over(xs)
+        loss = torch.nn.functional.mse_loss(outs, targets) * self.work.window
+        self.descend(torch.autograd.grad(loss, self.leaves))
+        self.state = [v.detach() for v in state]
+
+
+class ChunkOfModule(ChunkOfLayer, RerunModule):
+    """nn.LSTM over each chunk, and torch.optim.SGD."""
+
+
+class ChunkCompiled(Chunks, RerunCompiled):
+    """torch.compile of the whole step, unrolled over the chunk."""
+
+    def whole_step(self, leaves: Any, xs: Any, state: Any, targets: Any, lr: Any) -> Any:
+        def loss_of(leaves: Any) -> Any:
+            state_now, outs = state, []
+            p = dict(zip(self.names, leaves, strict=True))
+            from_x = xs @ p["w_x"].T + p["b"]
+            for i in range(self.work.window):
+                state_now = self.cell(p, from_x[i], state_now)
+                outs.append(state_now[-2])
+            loss = torch.nn.functional.mse_loss(torch.stack(outs), targets) * self.work.window
+            return loss, [v.detach() for v in state_now]
+
+        gradients, (_, last) = torch.func.grad_and_value(loss_of, has_aux=True)(leaves)
+        return [w - lr * g for w, g in zip(leaves, gradients, strict=True)], last
+
+    def chunk(self, xs: Any, targets: Any) -> None:
+        with torch.no_grad():
+            self.leaves, self.state = self.compiled(
+                self.leaves, xs, self.state, targets, torch.tensor(self.lr)
+            )
+        self.named = dict(zip(self.names, self.leaves, strict=True))

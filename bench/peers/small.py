@@ -139,7 +139,9 @@ class Tinygrad(Rerun):
     def step(self, k: int) -> None:
         tensor = self.tensor
         xs = self.ring.push(self.xs[k])
-        given = [tensor(a.copy()).realize() for a in (xs, self.targets[k], np.full((1,), self.lr, np.float32))]
+        given = [
+            tensor(a.copy()).realize() for a in (xs, self.targets[k], np.full((1,), self.lr, np.float32))
+        ]
         self.jitted(*given)
 
     def parameters(self) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 import tapegrad as tg
 from tapegrad import nn, optim
 
-from .work import Contender, Work
+from .work import Chunks, Contender, Work
 
 
 class PlainLSTM(nn.Module):
@@ -95,6 +95,48 @@ class Window(Contender):
             self.optimizer.lr = self.lr
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self.cell, name).value.copy() for name in self.work.parameters()}
+
+
+class ChunkOfLoop(Chunks, Window):
+    """The loop, step by step, on a CapacitorTape with tg.Chunked."""
+
+    def __init__(self, work: Work, cell: Any, **tape_options: Any) -> None:
+        super().__init__(work, cell, tg.Chunked(work.window), **tape_options)
+        self.weights = Chunks.weights
+
+    def chunk(self, xs: Any, targets: Any) -> None:
+        for x, target in zip(xs, targets, strict=True):
+            with self.tape:
+                out, self.state = self.cell(x, self.state)
+                loss = tg.mean((out - target) ** 2)
+            if self.tape.backward(loss):
+                self.optimizer.lr = self.lr
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+
+class ChunkOfSequence(Chunks):
+    """The whole chunk as one op, tg.lstm_sequence, on a plain Tape."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self.cell, self.tape = built_in_cell(work), tg.Tape()
+        self.optimizer = optim.SGD(self.cell.parameters(), self.lr)
+        self.state: Any = [np.zeros(shape, np.float32) for shape in work.state_shapes]
+
+    def chunk(self, xs: Any, targets: Any) -> None:
+        cell = self.cell
+        with self.tape:
+            outs, h, c = tg.lstm_sequence(xs, *self.state, cell.w_x, cell.w_h, cell.b)
+            loss = tg.mean((outs - targets) ** 2) * float(self.work.window)
+        self.tape.backward(loss)
+        self.state = [h.value, c.value]
+        self.optimizer.lr = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {name: getattr(self.cell, name).value.copy() for name in self.work.parameters()}

@@ -114,6 +114,27 @@ class Contender:
         return np.concatenate([p.ravel() for _, p in sorted(self.parameters().items())]).astype(np.float64)
 
 
+class Chunks(Contender):
+    """Takes a chunk of `work.window` steps at a time, with a loss at every step's output: their sum.
+
+    The state goes on from chunk to chunk, its gradient does not. `recorded` and `current` are the same here.
+    """
+
+    weights = "one a chunk"
+
+    def fill(self, k: int) -> None:
+        """Nothing has to be filled."""
+
+    def step(self, k: int) -> None:
+        start = 31 * k % (DISTINCT - self.work.window + 1)
+        chunk = slice(start, start + self.work.window)
+        self.chunk(self.xs[chunk], self.targets[chunk])
+
+    def chunk(self, xs: Any, targets: Any) -> None:
+        """Forward and backward over the chunk, and an SGD step."""
+        raise NotImplementedError
+
+
 class MirroredRing:
     """The newest `length` arrays as one contiguous view, oldest first: each is written twice, `length` rows apart."""
 

@@ -216,6 +216,10 @@ class CapacitorTape(Tape):
                 f"{self._name}.backward: `record=True` needs a plain Tape: a recorded sweep would be part of no segment.\n"
                 f"  Nest a tg.Tape inside the segment for higher-order gradients there."
             )
+        if seed is None and not keep and (again := self._replays.again(root)) is not None:
+            again.deliver()
+            self._watch.look(self, again)
+            return again
         roots, seeds = ([], []) if root is None and self._idle else seeded(self, root, seed)
         wanted = [*roots, *variables(keep, "keep")]
         handed_in = [

@@ -332,7 +332,9 @@ def lift(value: Any, op: str, argument: str) -> Any:
 
 def lift_constant(value: Any) -> Any:
     """An argument that is never differentiated (labels, a condition): its array."""
-    return value._array if isinstance(value, Variable) else np.asarray(value)
+    if isinstance(value, Variable):
+        return value._array
+    return value if hasattr(value, "namespace") else np.asarray(value)
 
 
 def lift_sequence(values: Iterable[Any], op: str, argument: str) -> tuple[tuple[int, ...], tuple[Any, ...]]:

@@ -41,19 +41,55 @@ class Sweep(Adjoints):
         self.left_out = 0.0
         self.state: Any = None
         self._at_joints: list[AdjointMap] = []
+        # What a compiled sweep left in its own memory: read now, or before that is written to again.
+        self.settlement: Any = None
+        self.straight: Callable[..., bool] | None = None  # pulls through a segment in straight-line code
+        self.lazy_joints: Callable[[], list[Pending]] | None = None
         self._forgotten: Pending = {}  # adjoints of values whose part of a segment is not held any more
         self._seeded: set[int] = set()
         self.stopped: Pending = {}  # adjoints that ended where nothing said that they should
 
+    def keep_all(self) -> None:
+        """Copy what a compiled sweep found out of its memory."""
+        if self.lazy_joints is not None:
+            copies = [{s: np.array(ct) for s, ct in pending.items()} for pending in self.lazy_joints()]
+            self._at_joints, self.lazy_joints = [AdjointMap(pending) for pending in copies], None
+        if self.settlement is not None:
+            for slot, ct in self.settlement.form().items():
+                self.add(slot, ct)
+            self.settlement = None
+
+    def deliver(self) -> None:
+        """Add the adjoints of the leaves to their `.grad`; products that were put off stay so where they can."""
+        settlement = self.settlement
+        if settlement is None or self.sums or self.record:
+            self.keep_all()
+            super().deliver()
+        else:
+            settlement.deliver()
+
+    @property
+    def gradients(self) -> AdjointMap:
+        """The adjoint of every leaf that the sweep reached, by leaf. Reading it does not touch `.grad`."""
+        self.keep_all()
+        return super().gradients
+
+    def __getitem__(self, v: Variable) -> Any:
+        if self.settlement is not None and isinstance(v, Variable) and v._slot < 0:
+            self.keep_all()
+        return super().__getitem__(v)
+
     @property
     def left_edge(self) -> AdjointMap:
         """What arrived at the window's left edge: adjoints that a longer window would carry on."""
+        self.keep_all()
         at_the_end = self._at_joints[-1].by_slot if self._at_joints else {}
         return AdjointMap({**self._forgotten, **at_the_end})
 
     @property
     def joint_norms(self) -> list[float]:
         """The lag profile: norm of the adjoints at every joint, newest first, before the joint's hook."""
+        self.keep_all()
         return [pending.norm for pending in self._at_joints]
 
     def run(
@@ -74,7 +110,7 @@ class Sweep(Adjoints):
             losses_left -= self._enter(segment, clocks)
             self._pull(segment, entries(segment), clocks, joints)
             self._leave(segment, older, joints)
-            if joints.may_end and not losses_left and joints.end(segment, self):
+            if joints.may_end and joints.end(segment, self, self._at_joints[-1].norm, not losses_left):
                 break
         for slot in [s for s in self.sums if s > 0]:  # pending beyond the left edge
             ct = self.sums.pop(slot)
@@ -103,7 +139,8 @@ class Sweep(Adjoints):
     ) -> None:
         """Pull the cotangents back through what is in reach of the segment; leaves of other parts get nothing."""
         if joints.all_collected:
-            self.sweep(reversed(entries))
+            if self.straight is None or not self.straight(self, segment, entries):
+                self.sweep(reversed(entries))
             return
         spans = [span for span in segment.spans if span.stop > span.start]
         if all(span.clock in clocks and joints.reach(segment, span) for span in spans):
@@ -185,9 +222,11 @@ class Joints:
             pending = {slot: ct * factor for slot, ct in pending.items()} if factor else {}
         return pending if self.joint is None else through(self.joint, pending)
 
-    def end(self, segment: WindowSegment, sweep: Sweep) -> bool:
-        """Whether the schedule ends the pass below `segment`."""
-        self.norms.append(sweep._at_joints[-1].norm)
+    def end(self, segment: WindowSegment, sweep: Sweep, norm: float, seeded: bool) -> bool:
+        """Whether the schedule ends the pass below `segment`, where adjoints of `norm` cross; all losses `seeded`."""
+        if not seeded:
+            return False
+        self.norms.append(norm)
         remaining = segment.index - self.last
         if remaining < 1 or not self.schedule.ends(self.norms):
             return False

@@ -81,7 +81,8 @@ class Variable:
     @property
     def grad(self) -> Array | None:
         """The gradient summed over all sweeps since it was `None`; owned, free to be changed in place."""
-        return self._grad
+        grad = self._grad
+        return grad if grad is None or type(grad) is np.ndarray else formed(grad)
 
     @grad.setter
     def grad(self, grad: ArrayLike | None) -> None:
@@ -102,7 +103,7 @@ class Variable:
                 f"and its value is {describe(self._array)}.\n"
                 f"  A rule of an op, or the hook of a joint, returned another shape than it was given."
             )
-        if self._grad is None:
+        if self.grad is None:
             self._grad = np.array(ct, dtype=self.dtype)
         else:
             self._grad += ct
@@ -165,7 +166,7 @@ class Variable:
         return f"{type(self).__name__}({body}, dtype={self.dtype})"
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), np.array(self._array), self._grad, self.name)
+        return _restore, (type(self), np.array(self._array), self.grad, self.name)
 
 
 class Parameter(Variable):
@@ -178,9 +179,7 @@ class Parameter(Variable):
         # The vector that this parameter is a piece of, if there is one; its gradient is a piece, too.
         self.flat: weakref.ref[Any] | None = None
 
-    @property
-    def grad(self) -> Array | None:
-        return self._grad
+    grad = Variable.grad
 
     @grad.setter
     def grad(self, grad: ArrayLike | None) -> None:
@@ -266,6 +265,11 @@ def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
             f"  Write np.asarray(x, np.float32), or leave integers (labels, indices) as plain arrays."
         )
     return array
+
+
+def formed(grad: Any) -> Array:
+    """A gradient as an array: a compiled sweep leaves one as a product until it is read."""
+    return grad if isinstance(grad, np.ndarray) else grad.form()  # type: ignore[no-any-return]
 
 
 def refuse_assignment() -> None:

@@ -84,7 +84,8 @@ class WindowSegment(Segment):
         self.spans: list[Span] = []
         self.losses: list[Loss] = []
         self.adjoints: AdjointMap = AdjointMap({})
-        self.seat: Any = None  # its place in a compiled program's memory
+        self.seat: Any = None  # its place in a compiled program's memory, and what makes it like others
+        self.signature: Any = None
         self.inputs: list[Any] = []  # one per entry where the window is to be re-run; see replay.py
         self._leaf_reads: list[tuple[int, int, Variable]] = []
 

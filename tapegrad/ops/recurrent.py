@@ -56,6 +56,16 @@ def rows(a: Any) -> Any:
     return a.reshape(-1, a.shape[-1])
 
 
+def weight_gradients(active: Any, xs: Any, h_before: Any, ct_z: Any) -> tuple[Any, Any, Any]:
+    """The gradients of w_x, w_h and b (those of the three that are active), one product each."""
+    ct_z = rows(ct_z)
+    return (
+        rows(xs).T @ ct_z if active[0] else None,
+        rows(h_before).T @ ct_z if active[1] else None,
+        ct_z.sum(axis=0) if active[2] else None,
+    )
+
+
 # -- the LSTM ------------------------------------------------------------------------------------------
 
 
@@ -146,9 +156,7 @@ def lstm_sequence_pullback(ct, active, xs, w_x, w_h, h_before, c_before, gates, 
         (rows(ct_z) @ w_x.T).reshape(xs.shape) if active[0] else None,
         ct_h,
         ct_c,
-        rows(xs).T @ rows(ct_z) if active[3] else None,
-        rows(h_before).T @ rows(ct_z) if active[4] else None,
-        rows(ct_z).sum(axis=0) if active[5] else None,
+        *weight_gradients(active[3:], xs, h_before, ct_z),
     )
 
 
@@ -361,9 +369,7 @@ def rnn_sequence_pullback(ct, active, xs, w_x, w_h, hs, h_before):
     return (
         (rows(ct_z) @ w_x.T).reshape(xs.shape) if active[0] else None,
         ct_first,
-        rows(xs).T @ rows(ct_z) if active[2] else None,
-        rows(h_before).T @ rows(ct_z) if active[3] else None,
-        rows(ct_z).sum(axis=0) if active[4] else None,
+        *weight_gradients(active[2:], xs, h_before, ct_z),
     )
 
 

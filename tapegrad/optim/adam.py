@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.variable import Parameter
 from ..errors import ArgumentError
+from ..kernels import choice
 from ..types import Array
 from .optimizer import Optimizer, require_number
 
@@ -28,26 +29,13 @@ class Adam(Optimizer):
         require_number(eps, "Adam", "eps")
         self.betas, self.eps = betas, eps
 
-    def updated(self, value: Array, grad: Array, state: dict[str, Array]) -> Array:
+    def update(self, new: Array, value: Array, grad: Array, state: dict[str, Array]) -> None:
         beta1, beta2 = self.betas
         if not state:
-            state["mean"], state["square"] = np.zeros_like(grad), np.zeros_like(grad)
+            state["mean"], state["square"] = np.zeros_like(grad, order="C"), np.zeros_like(grad, order="C")
             state["steps"] = np.zeros((), np.int64)
-        mean, square = state["mean"], state["square"]
         state["steps"] += 1
         steps = int(state["steps"])
-        work = np.multiply(grad, 1 - beta1, out=np.empty_like(grad))
-        mean *= beta1
-        mean += work
-        np.multiply(grad, grad, out=work)
-        work *= 1 - beta2
-        square *= beta2
-        square += work
         # w - lr m̂ / (√v̂ + ε), with both corrections for the start folded into two numbers.
-        np.sqrt(square, out=work)
-        work *= 1 / (1 - beta2**steps) ** 0.5
-        work += self.eps
-        np.divide(mean, work, out=work)
-        work *= -float(self.lr) / (1 - beta1**steps)
-        work += value
-        return work
+        rate, unbias = float(self.lr) / (1 - beta1**steps), 1 / (1 - beta2**steps) ** 0.5
+        choice.adam(value, grad, state["mean"], state["square"], new, rate, beta1, beta2, self.eps, unbias)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.variable import Parameter, Variable
 from ..errors import ArgumentError, NonFiniteError, describe
+from ..kernels import choice
 from ..types import Array
 
 
@@ -34,7 +35,7 @@ def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
     Raises NonFiniteError, and changes nothing, if the norm is NaN or infinite. Source: Pascanu et al. 2013.
     """
     grads = gradients(params, limit, "clip_by_norm", "limit")
-    norm = math.sqrt(sum(squared_norm(grad) for grad in grads))
+    norm = math.sqrt(sum(map(choice.squared_norm, grads)))
     if not math.isfinite(norm):
         raise NonFiniteError(
             f"clip_by_norm: the norm of the gradients is {norm}, so no scale would help.\n"
@@ -44,13 +45,6 @@ def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
         for grad in grads:
             grad *= limit / norm
     return norm
-
-
-def squared_norm(grad: Array) -> float:
-    flat = grad.ravel()
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = float(np.dot(flat, flat))
-    return squared if math.isfinite(squared) else float(np.sum(np.square(flat, dtype=np.float64)))
 
 
 def clip_by_value(params: Iterable[Parameter], limit: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,13 +11,15 @@ import numpy as np
 
 from ..core.variable import Parameter, Variable
 from ..errors import ArgumentError, NonFiniteError, ShapeError, describe
-from ..types import Array
+from ..kernels import choice
+from ..types import Array, Shape
 
 
 class Optimizer:
     """Updates `params`, each a Parameter (or any leaf Variable), from their `.grad`.
 
-    A step gives every parameter a new array and never writes into the old one: recordings hold on to it.
+    A step gives every parameter another array and never writes into the old one: recordings hold on to it.
+    The array before that is used again if nobody has it any more, so an optimizer keeps one spare of each.
     Parameters whose `.grad` is None are left alone. `lr` may be changed between steps.
     """
 
@@ -46,25 +49,51 @@ class Optimizer:
         self.lr = lr
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
         self.steps = 0
+        # The array that each parameter was given last, and the one before: see `room`.
+        self._arrays: list[tuple[Array | None, Array | None]] = [(None, None) for _ in self.params]
 
     def zero_grad(self) -> None:
         """Forget the gradients, so that the next sweep starts new ones."""
         for p in self.params:
-            p.grad = None
+            grad = p.grad if isinstance(p, Parameter) and p.flat is not None else None
+            if grad is None:
+                p.grad = None
+            else:  # a vector's, which its pieces share
+                grad.fill(0)
 
     def step(self) -> None:
         """Update every parameter. Raises NonFiniteError, and changes nothing, if a gradient is NaN or infinite."""
-        for i, p in enumerate(self.params):
-            if p.grad is not None:
-                require_finite(p.grad, f"{type(self).__name__}.step", p.name or f"params[{i}]")
-        self.steps += 1
-        for p, state in zip(self.params, self.state, strict=True):
-            if p.grad is not None:
-                p.rebind(np.asarray(self.updated(p.value, p.grad, state), p.dtype))
+        live = [(i, p, p.grad) for i, p in enumerate(self.params) if p.grad is not None]
+        for i, p, grad in live:
+            require_finite(grad, f"{type(self).__name__}.step", p.name or f"params[{i}]")
+        made = []
+        for i, p, grad in live:
+            new = self.room(i, p)
+            self.update(new, p._array, grad, self.state[i])
+            made.append((i, p, new))
+        self.take(made)
 
-    def updated(self, value: Array, grad: Array, state: dict[str, Array]) -> Array:
-        """The new value of one parameter, a fresh array; `state` is its own, to be changed in place."""
+    def update(self, new: Array, value: Array, grad: Array, state: dict[str, Array]) -> None:
+        """Write the new value of one parameter into `new`; `state` is its own, to be changed in place."""
         raise NotImplementedError
+
+    def room(self, i: int, p: Variable) -> Array:
+        """An array for the next value of the `i`th parameter: the one before last if nobody else has it."""
+        pair, value = self._arrays[i], p._array
+        if unshared(pair):
+            spare = pair[1]
+            assert spare is not None
+            spare.flags.writeable = True  # a user who looked at it has made it read-only
+            return spare
+        return aligned(value.shape, value.dtype)
+
+    def take(self, made: list[tuple[int, Variable, Array]]) -> None:
+        """Rebind every parameter to its new array."""
+        self.steps += 1
+        for i, p, new in made:
+            ours, _ = self._arrays[i]
+            self._arrays[i] = (new, ours if p._array is ours else None)
+            p.rebind(new)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the running averages ("0.mean": of the first parameter), the count of steps, the learning rate."""
@@ -84,7 +113,7 @@ class Optimizer:
         for key, value in saved.items():
             index, dot, name = key.partition(".")
             if dot:
-                array = np.array(value)
+                array = np.array(value, order="C")
                 if array.shape not in ((), self.params[int(index)].shape):
                     raise ShapeError(
                         f"{type(self).__name__}.load_state_dict: `{key}` is {describe(array)}, "
@@ -101,12 +130,36 @@ def require_number(value: Any, where: str, name: str, least: float = 0.0) -> Non
 
 
 def require_finite(grad: Array, where: str, name: str) -> None:
-    """Raise if `grad` holds a NaN or an infinity. A finite sum proves the usual case in one pass."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(np.sum(grad)) or np.isfinite(grad).all():
-            return
+    """Raise if `grad` holds a NaN or an infinity."""
+    if choice.finite(grad):
+        return
     bad = int(np.size(grad) - np.isfinite(grad).sum())
     raise NonFiniteError(
         f"{where}: the gradient of `{name}` has {bad} of {np.size(grad)} elements that are NaN or infinite.\n"
         f"  Nothing was updated. Look for NaN in the data or the carried state, lower lr, or clip the gradients."
     )
+
+
+def aligned(shape: Shape, dtype: Any) -> Array:
+    """An empty array; a large one begins on a 64-byte border, where reading weights takes up to a fifth less time."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < 4096:
+        return np.empty(shape, dtype)
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def unshared(pair: tuple[Array | None, Array | None]) -> bool:
+    """Whether there is a second array in `pair`, and nothing but `pair` can reach it or its memory."""
+    if pair[1] is None or not COUNTS_REFERENCES or sys.getrefcount(pair[1]) > ALONE:
+        return False
+    return pair[1].base is None or sys.getrefcount(pair[1].base) <= BASE_ALONE
+
+
+# Python may count what is on its own stack or not; so these are what it says of arrays that nothing else has.
+# Without a global lock another thread may be about to take a reference.
+COUNTS_REFERENCES = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+SAMPLE = (None, np.empty(8)[2:])
+ALONE = sys.getrefcount(SAMPLE[1]) if COUNTS_REFERENCES else 0
+BASE_ALONE = sys.getrefcount(SAMPLE[1].base) if COUNTS_REFERENCES else 0

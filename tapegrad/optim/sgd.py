@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from ..core.variable import Parameter
 from ..errors import ArgumentError
+from ..kernels import choice
 from ..types import Array
-from .optimizer import Optimizer
+from .optimizer import Optimizer, require_finite
 
 
 class SGD(Optimizer):
@@ -19,15 +22,23 @@ class SGD(Optimizer):
             raise ArgumentError(f"SGD: `momentum` must be in [0, 1), and {momentum!r} came.")
         self.momentum = momentum
 
-    def updated(self, value: Array, grad: Array, state: dict[str, Array]) -> Array:
+    def step(self) -> None:
+        """Update every parameter. Raises NonFiniteError, and changes nothing, if a gradient is NaN or infinite."""
         if self.momentum:
-            if "velocity" in state:
-                velocity = state["velocity"]
-                velocity *= self.momentum
-                velocity += grad
-            else:
-                velocity = state["velocity"] = grad.copy()
-            grad = velocity
-        new = grad * -float(self.lr)
-        new += value
-        return new
+            super().step()
+            return
+        # Without a velocity nothing is changed before the end, so one pass can compute and check.
+        lr, made = float(self.lr), []
+        for i, p in enumerate(self.params):
+            grad = p.grad
+            if grad is not None:
+                new = self.room(i, p)
+                if not choice.sgd(p._array, grad, new, lr):
+                    require_finite(grad, "SGD.step", p.name or f"params[{i}]")
+                made.append((i, p, new))
+        self.take(made)
+
+    def update(self, new: Array, value: Array, grad: Array, state: dict[str, Array]) -> None:
+        if "velocity" not in state:
+            state["velocity"] = np.zeros_like(grad, order="C")
+        choice.momentum(value, grad, state["velocity"], new, float(self.lr), self.momentum)

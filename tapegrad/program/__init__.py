@@ -26,10 +26,14 @@ class Programs:
             )
         self.tape, self.mode = tape, mode
         self._replays: Any = None
+        self.straight: Any = None
 
     def run(self, sweep: Sweep, window: Sequence[WindowSegment], clocks: Sequence[Clock]) -> bool:
         """Sweep by programs. False, and nothing has changed, if it has to be done by rules."""
         if self.mode is False:
+            return False
+        if self.mode == "exact":
+            sweep.straight = self._exact()
             return False
         if self._replays is None:
             from .replay import Replays
@@ -37,9 +41,20 @@ class Programs:
             self._replays = Replays(self.tape, self.mode)
         return self._replays.run(sweep, window, clocks)  # type: ignore[no-any-return]
 
+    def _exact(self) -> Any:
+        if self.straight is None and not self.tape.recording and self.tape.weights != "replay":
+            from .exact import Exact
+
+            self.straight = Exact()
+        return self.straight and self.straight.pull
+
+    def again(self, root: Any) -> Sweep | None:
+        """The sweep for the loss `root` if everything goes on as in the sweep before; None, and nothing changed, if not."""
+        return None if self._replays is None else self._replays.again(root)  # type: ignore[no-any-return]
+
     def reset(self) -> None:
         """Forget everything."""
-        self._replays = None
+        self._replays = self.straight = None
 
 
 CapacitorTape.programs = Programs

@@ -2,9 +2,9 @@
 
 Three functions for a program:
 
-    hoist(k, e)                     once for a segment with entries `e`: its factors into place `k` of the rings
-    sweep(ks, leaves, ins, outs)    back over the segments in places `ks`, newest first
-    stack(k)                        what a segment contributes to the settling products, into place `k`
+    hoist(k, e)                         once for a segment with entries `e`: its factors into place `k` of the rings
+    sweep(ks, p, leaves, ins, joints)   back over the segments in places `ks`, newest first; `p` joints were crossed
+    stack(k)                            what a segment contributes to the settling products, into place `k`
 
 Names: r a residual, F a ring of factors, R residuals by place, W a parameter, c a cotangent that enters,
 n one that leaves, D a ring of cotangents for settling, L the ring of what they are multiplied with,
@@ -158,15 +158,18 @@ class NumpyProgram:
             body += [lines[0] + mark, *lines[1:]]
         entering, leaving = sorted(self.plan.entering), sorted(self.plan.leaving)
         self.entering, self.leaving = entering, leaving
-        lines = ["def sweep(ks, leaves, ins, outs, entries=None):"]
-        lines += [f"    A_{i}.fill(0)".replace("A_", "A") for i in range(len(self.plan.totals))]
+        lines = ["def sweep(ks, p, leaves, ins, joints, entries):"]
         if self.leaf_order:
             lines.append(f"    {', '.join(f'W{i}' for i in range(len(self.leaf_order)))}, = leaves")
         lines += ["    " + line for line in self.prologue]
         if entering:
             lines.append(f"    {', '.join(f'c{e}' for e in entering)}, = ins")
-        outs = f"({', '.join(f'n{n}' for n in leaving)},)" if leaving else "_"
-        lines.append(f"    for k, {outs} in zip(ks, outs):")
+        if leaving:
+            lines.append(f"    {', '.join(f'J{n}' for n in leaving)}, = joints")
+            outs = "".join(f", n{n}" for n in leaving)
+            lines.append(f"    for k{outs} in zip(ks{''.join(f', J{n}[p:]' for n in leaving)}):")
+        else:
+            lines.append("    for k in ks:")
         lines += ["        " + line for line in body]
         if self.feeds:
             fed = [e for e in entering if e in self.feeds]
@@ -367,13 +370,12 @@ class NumpyProgram:
     def _stack(self) -> str:
         lines = []
         for group in self.plan.groups:
-            name, start = self.name(id(group), "L"), 0
-            for left, width in group.lefts:
+            name = self.name(id(group), "L")
+            for number, (left, _) in enumerate(group.lefts):
                 if left is not None:
-                    piece = f"{name}_{start}"
-                    self.ring_views[piece] = (group, start, start + width)  # type: ignore[assignment]
+                    piece = f"{name}_{number}"
+                    self.ring_views[piece] = (group, number)  # type: ignore[assignment]
                     lines.append(f"    copyto({piece}[k], {self.ref(operand_ref(self.plan, left))})")
-                start += width
         return "\n".join(["def stack(k):", *(lines or ["    pass"])])
 
     # -- binding -------------------------------------------------------------------------------------
@@ -389,8 +391,8 @@ class NumpyProgram:
             space[name] = rings.lists.setdefault((self.names_key(name)), [None] * rings.capacity)
         for name, (owner, *views) in self.ring_views.items():
             if isinstance(owner, Group):
-                ring = rings.left(owner)
-                space[name] = [ring[k][:, views[0] : views[1]] for k in range(rings.capacity)]
+                ring = rings.group(owner).lefts[views[0]]
+                space[name] = list(ring)
             else:
                 ring = rings.of(owner, self.plan)
                 space[name] = [viewed(ring[k, ...], views[0]) for k in range(rings.capacity)]
@@ -416,7 +418,19 @@ class Bound:
         self.groups = [(rings.group(group), group) for group in plan.groups]
         self.leaf_slots = program.leaf_order
         self.bare = plan.bare
-        self.leaving_kinds = [(plan.leaving[n].shape, plan.leaving[n].dtype) for n in self.leaving]
+        # Where the cotangents that leave a segment go: each joint of the window has its own array.
+        stacked = [rings.joint(n, plan.leaving[n].shape, plan.leaving[n].dtype) for n in self.leaving]
+        self.joints: tuple[Any, ...] = tuple([array[p, ...] for p in range(len(array))] for array in stacked)
+        self.stacked = stacked
+        self._back: dict[tuple[int, int], Any] = {}
+
+    def back(self, place: int, count: int) -> Any:
+        """`count` places from `place` backwards, as `sweep` takes them."""
+        places = self._back.get((place, count))
+        if places is None:
+            capacity = self.rings.capacity
+            places = self._back[place, count] = [(place - i) % capacity for i in range(count)]
+        return places
 
     def leaves(self) -> list[Any]:
         """Today's arrays of the parameters that the sweep reads."""
@@ -472,7 +486,9 @@ def inline(expression: str, views: Any) -> str:
     """The expression of a view."""
     for method, arguments in views:
         if method == "getitem":
-            expression = f"{expression}[{index_source(arguments[0], [])}]"
+            index = arguments[0] if isinstance(arguments[0], tuple) else (arguments[0],)
+            index = index if any(part is Ellipsis for part in index) else (*index, Ellipsis)
+            expression = f"{expression}[{index_source(index, [])}]"
         elif method == "broadcast_to":
             expression = f"broadcast_to({expression}, {arguments[0]})"
         else:

@@ -9,6 +9,7 @@ guard. A path that was not met before is recorded; a wrong answer is not among t
 from __future__ import annotations
 
 import keyword
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,18 +17,22 @@ from typing import Any
 import numpy as np
 
 from ..core.active import ACTIVE
-from ..core.entry import record_outputs
+from ..core.entry import Entry, record_outputs
 from ..core.generate import RESERVED, keep
-from ..core.primitive import Primitive
+from ..core.primitive import Primitive, Variant
 from ..core.seeds import numbers, require_shape
+from ..core.tape import Tape
 from ..core.variable import Variable, next_slot, result
 from ..errors import ArgumentError, UnsupportedError, describe
 from ..types import Array
+from .chance import watched_for_random_numbers
 from .interpreter import NotNumbers, ScalarProgram, worthwhile
-from .record import LOCK, Output, PathChanged, Recorded, record, recording_now
+from .live import PathChanged
+from .record import LOCK, Output, Recorded, mapped, record, recording_now
 from .statements import ArrayProgram
 
 KEYS, PATHS = 64, 16  # how many kinds of arguments, and paths for each, are remembered
+MANY = 32  # recordings after which a function that is hardly ever replayed is worth a warning
 
 Program = ScalarProgram | ArrayProgram
 
@@ -43,10 +48,12 @@ class Path:
         self.returned = trace.returned
         self.shapes = [(node.shape, node.dtype) for node in trace.outputs]
         self.active = [node is not None for node in trace.adjoints]
+        one_scalar = self.count == 1 and self.shapes[0][0] == ()
+        self.unit_seed = [np.ones((), self.shapes[0][1])[()]] if one_scalar else []
         self.template, self.f = template, f
-        self.variant = self._declared(name).variant(("inputs",))
+        self.variant = self._declared(name)
 
-    def _declared(self, name: str) -> Primitive:
+    def _declared(self, name: str) -> Variant:
         """The program as an op of `inputs`, for tapes."""
         program, count = self.program, self.count
 
@@ -59,23 +66,44 @@ class Path:
 
         body.__name__ = name
         several = tuple(f"output_{i}" for i in range(count)) if count > 1 else ()
-        return Primitive(
+        made = Primitive(
             body, {}, outputs=several, hidden=("saved",), variadic="inputs", joint=pullback,
             differentiable=("inputs",), reference=self.reference,
         )  # fmt: skip
+        variant = made.variant(("inputs",))
+        made.reference = None  # `pull` sees to recorded passes
+        variant.pull = self.pull
+        return variant
+
+    def pull(self, entry: Entry, ct: Any) -> Any:
+        """The contributions of one call: the program's, or those of a recording of f in a recorded pass."""
+        *_, slots, inputs, saved = entry
+        if not any(isinstance(v, Variable) for v in inputs):
+            cts = ct.filled(self.shapes) if self.count > 1 else [ct]
+            return [
+                (slot, c) for slot, c in zip(slots, self.program.backward(saved, cts), strict=True) if slot
+            ]
+        tape = Tape()
+        with tape:
+            y = self.reference(inputs)
+        ys, cts = ([y[i] for i in ct.parts], ct.parts.values()) if self.count > 1 else ([y], [ct])
+        sums = tape._sweep(ys, list(cts), (), record=True).sums
+        return [(slot, sums[slot]) for slot in dict.fromkeys(slots) if slot and slot in sums]
 
     def reference(self, inputs: Sequence[Any]) -> Any:
         """The differentiated results by f itself, for recorded passes: with the leaves' arrays of that time."""
         arguments, arrays = inputs[: self.template.count], inputs[self.template.count :]
-        now = [(leaf, leaf._array) for leaf in self.leaves]
+        then = [array._array if isinstance(array, Variable) else array for array in arrays]
         with LOCK:
+            now = [leaf._array for leaf in self.leaves]
             try:
-                for leaf, array in zip(self.leaves, arrays, strict=True):
-                    leaf._array = array._array if isinstance(array, Variable) else array
+                for leaf, array in zip(self.leaves, then, strict=True):
+                    leaf._array = array
                 returned = self.template.call(self.f, arguments)
             finally:
-                for leaf, array in now:
-                    leaf._array = array
+                for leaf, array, before in zip(self.leaves, then, now, strict=True):
+                    if leaf._array is array:  # nobody assigned to it meanwhile
+                        leaf._array = before
         found: list[Any] = [None] * self.count
 
         def collect(output: Output, value: Any) -> None:
@@ -101,6 +129,16 @@ class Path:
     def compute(self, given: Given) -> tuple[Sequence[Any], Any]:
         """The results, and what the backward pass needs."""
         return self.program.forward([*given.arrays, *[leaf._array for leaf in self.leaves]])
+
+    def deliver(self, given: Given, adjoints: Sequence[Any]) -> None:
+        """Add the adjoints of leaves to their `.grad`. An array that nobody else holds becomes it."""
+        for v, ct, fresh in zip([*given.variables, *self.leaves], adjoints, self.program.fresh, strict=True):
+            if ct is None or v is None or v._slot > 0:
+                continue
+            if fresh and v._grad is None:
+                v._grad = ct
+            else:
+                v.accumulate_grad(ct)
 
     def call(self, given: Given) -> Any:
         """What f returns: an entry on every active tape, or a constant where none records."""
@@ -236,18 +274,6 @@ class Same:
         return id(self.value)
 
 
-def mapped(function: Callable[[Any], Any], nest: Any, leaf: Any) -> Any:
-    """`nest` (tuples, lists and dicts) with `function` applied to every instance of `leaf`."""
-    if isinstance(nest, leaf):
-        return function(nest)
-    if isinstance(nest, (tuple, list)):
-        parts = [mapped(function, part, leaf) for part in nest]
-        return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
-    if isinstance(nest, dict):
-        return {k: mapped(function, v, leaf) for k, v in nest.items()}
-    return nest
-
-
 def pairwise(function: Callable[[Any, Any], None], outputs: Any, values: Any) -> None:
     """`function` of each Output in a nest and of what is there in another nest of the same form."""
     if isinstance(outputs, Output):
@@ -273,6 +299,7 @@ class Compiled:
         self.name = getattr(f, "__name__", type(f).__name__)
         self.__name__, self.__doc__ = self.name, getattr(f, "__doc__", None)
         self.recordings = 0
+        self._calls = 0
         self._paths: OrderedDict[Any, list[Path]] = OrderedDict()
         self._last: Path | None = None
 
@@ -306,12 +333,8 @@ class Compiled:
                 f"  It depends on the last digit, or on something that changes. Use a Tape."
             )
         path, (results, saved) = found
-        cts = self._cotangents(path, results, seed)
-        adjoints = path.program.backward(saved, cts, True)
-        variables = [*given.variables, *path.leaves]
-        for v, ct in zip(variables, adjoints, strict=True):
-            if ct is not None and v is not None and v._slot < 0:
-                v.accumulate_grad(ct)
+        cts = path.unit_seed if seed is None and path.unit_seed else self._cotangents(path, results, seed)
+        path.deliver(given, path.program.backward(saved, cts, True))
         live = [result(y, 0) for y in results[: path.count]]
         return path.rebuilt(live, results[path.count :])
 
@@ -323,13 +346,11 @@ class Compiled:
                 f"{where}: nothing that {self.name} returns depends on a Variable. Return the loss as a Variable."
             )
         if seed is None:
-            if path.count > 1 or path.shapes[0][0] != ():
-                came = ", ".join(f"{dtype} {shape}" for shape, dtype in path.shapes)
-                raise ArgumentError(
-                    f"{where}: {self.name} must return one scalar, and {came} came.\n"
-                    f"  Reduce it (tg.sum, tg.mean), or give seed= with an array of each shape."
-                )
-            return [np.ones((), path.shapes[0][1])]
+            came = ", ".join(f"{dtype} {shape}" for shape, dtype in path.shapes)
+            raise ArgumentError(
+                f"{where}: {self.name} must return one scalar, and {came} came.\n"
+                f"  Reduce it (tg.sum, tg.mean), or give seed= with an array of each shape."
+            )
         seeds = list(seed) if path.count > 1 and isinstance(seed, (list, tuple)) else [seed]
         if len(seeds) != path.count:
             raise ArgumentError(
@@ -349,6 +370,7 @@ class Compiled:
         self, key: Any, given: Given, args: Any, kwargs: Any, execute: Callable[[Path, Given], Any]
     ) -> tuple[Path, Any] | None:
         """The path that the guards confirm, and what `execute` makes of it. None: not even a new one is confirmed."""
+        self._calls += 1
         paths = self._paths.get(key)
         path = paths[0] if paths else None
         while path is not None:
@@ -368,13 +390,12 @@ class Compiled:
 
     def _recorded(self, key: Any, given: Given, args: Any, kwargs: Any) -> Path:
         template = Arguments(args, kwargs)
-        with LOCK:
+        with LOCK, watched_for_random_numbers(self.f, self.name):
             trace = record(
                 self.name,
                 lambda arrays: template.call(self.f, arrays),
                 given.arrays,
                 [bool(slot) for slot in given.slots],
-                returned_leaves,
             )
             path = Path(op_name(self.name), trace, template, self.f)
             paths = self._paths.pop(key, [])
@@ -383,6 +404,12 @@ class Compiled:
                 self._paths.popitem(last=False)
             self.recordings += 1
             self._last = path
+        if self.recordings == MANY and self._calls < 2 * MANY:
+            warnings.warn(
+                f"compile: {self.name} was recorded {MANY} times in {self._calls} calls, which is slower than not compiling it.\n"
+                f"  Python numbers among the arguments are part of what is compiled: pass np.asarray(x) for one that changes.",
+                stacklevel=4,  # the caller of the function
+            )
         return path
 
     def program(self) -> Program:
@@ -399,12 +426,6 @@ class Compiled:
 
     def __repr__(self) -> str:
         return f"compile({self.name})"
-
-
-def returned_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
-    from .record import Live
-
-    return mapped(function, nest, (Variable, Live, np.ndarray, np.generic))
 
 
 def op_name(name: str) -> str:

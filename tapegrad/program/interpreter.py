@@ -17,13 +17,14 @@ import math
 import operator
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from ..types import Array
-from .record import Recorded, check
+from .live import check
+from .record import Recorded
 from .trace import VIEWS, Node
 
 # -- opcodes -----------------------------------------------------------------------------------------
@@ -49,13 +50,21 @@ BINARY = {
     "equal": EQUAL, "not_equal": NOT_EQUAL, "less": LESS, "less_equal": LESS_EQUAL,
 }  # fmt: skip
 SWAPPED = {"greater": LESS, "greater_equal": LESS_EQUAL}
+# On booleans, which are 0 and 1 here.
+LOGIC = {
+    "logical_or": MAXIMUM, "bitwise_or": MAXIMUM, "logical_and": MINIMUM, "bitwise_and": MINIMUM,
+    "logical_xor": NOT_EQUAL, "bitwise_xor": NOT_EQUAL,
+}  # fmt: skip
+NEGATION = frozenset({"logical_not", "invert"})
 # On booleans these are logic, not arithmetic.
 ARITHMETIC = frozenset({"add", "subtract", "multiply", "negative", "square", "maximum", "minimum"})
 
-LARGEST = 400_000  # instructions; beyond, translating takes too long
-LARGEST_ARRAY = 64  # elements; beyond, NumPy is as fast
-# Elements that an op computes on average: where the interpreter is clearly faster than a NumPy call for each.
-ELEMENTS_PER_OP = 48
+LARGEST = 2_000_000  # instructions; beyond, translating takes minutes
+NARROW = 1 << 16  # registers that 16 bits can name
+LARGEST_ARRAY = 64  # elements
+# Elements that an op computes on average, and ops: within these limits the interpreter takes less than two
+# thirds of the time of a NumPy call for each op.
+ELEMENTS_PER_OP, FEWEST_OPS = 48, 8
 
 
 class NotNumbers(Exception):
@@ -137,6 +146,10 @@ class Assembler:
             return self.value(SWAPPED[name], operands[1], operands[0])
         if name in ("add", "subtract", "multiply", "negative", "power"):
             return getattr(self, name)(*operands)  # type: ignore[no-any-return]
+        if name in LOGIC:
+            return self.value(LOGIC[name], *operands)
+        if name in NEGATION:
+            return self.value(EQUAL, operands[0], self.constant(0.0))
         if name == "square":
             return self.multiply(operands[0], operands[0])
         if name == "where":
@@ -181,7 +194,10 @@ class Assembler:
 
     def _ufunc(self, node: Node, *operands: Array) -> Any:
         name = node.detail
-        if name in ARITHMETIC and node.dtype == bool:
+        logic = name in LOGIC or name in NEGATION
+        if (name in ARITHMETIC and node.dtype == bool) or (
+            logic and any(n.dtype != bool for n in node.inputs)
+        ):
             raise NotNumbers
         if all(x.ndim == 0 for x in operands):
             return self.ufunc(name, [int(x) for x in operands])
@@ -280,7 +296,9 @@ def needed(values: Sequence[tuple[int, int, int, int]], wanted: Iterable[int]) -
 
 def in_runs(values: Sequence[tuple[int, int, int, int]], chosen: Sequence[int]) -> list[int]:
     """`chosen` (each after what it reads) in an order with long runs of one opcode."""
-    inside, readers, missing = set(chosen), {}, {}
+    inside = set(chosen)
+    readers: dict[int, list[int]] = {}
+    missing: dict[int, int] = {}
     ready: dict[int, deque[int]] = {}
     for i in chosen:
         opcode, *operands = values[i]
@@ -351,10 +369,10 @@ def code_for(
 
 def only_dtype(nodes: Sequence[Node]) -> np.dtype[Any]:
     """The one dtype of `nodes`, float32 or float64. Raises NotNumbers."""
-    dtypes = {n.dtype for n in nodes}
+    dtypes: set[np.dtype[Any]] = {n.dtype for n in nodes}
     if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
         raise NotNumbers
-    return dtypes.pop()
+    return next(iter(dtypes))
 
 
 class ScalarProgram:
@@ -372,8 +390,9 @@ class ScalarProgram:
             assembler.place(node)
         assembler.assemble(trace.forward)
         assembler.assemble(trace.backward)
-        self.shapes = [node.shape for node in trace.results]
-        self.adjoint_shapes = [None if node is None else node.shape for node in trace.adjoints]
+        self._inputs, self._cotangents = Pieces(trace.inputs), Pieces(trace.cotangents)
+        self._results, self._adjoints = Pieces(trace.results), Pieces(trace.adjoints)
+        self.fresh = [False] * len(trace.adjoints)
         self.guards = trace.graph.guards
         self.booleans = all(guard.test is bool for guard in self.guards)
         self.expected = [guard.outcome for guard in self.guards]
@@ -409,21 +428,18 @@ class ScalarProgram:
         backward_code = code_for(values, in_runs(values, backward), registers, standing | set(found))
         self.adjoints = np.array([registers.of[i] for i in found], np.intp)
         self.registers = registers.count
-        width = np.uint16 if registers.count <= 1 << 16 else np.uint32
+        width = np.uint16 if registers.count <= NARROW else np.uint32
         self.forward_code, self.backward_code = forward_code.astype(width), backward_code.astype(width)
 
     def forward(self, inputs: Sequence[Any], guarded: bool = True) -> tuple[Sequence[Any], Array]:
         """The results for `inputs`, and the register file. Raises PathChanged if `guarded`."""
         file = np.empty(self.registers, self.dtype)
         file[: self.given.start] = self.constants
-        if self.given.stop - self.given.start == len(inputs):
-            file[self.given] = inputs
-        elif inputs:
-            file[self.given] = np.concatenate([np.ravel(a) for a in inputs])
+        self._inputs.put(file[self.given], inputs)
         interpreter()(self.forward_code, file)
         if guarded and self.guards:
             self._check(file[self.tested])
-        return pieces(file[self.outputs], self.shapes), file
+        return self._results.cut(file[self.outputs]), file
 
     def _check(self, conditions: Array) -> None:
         if self.booleans and (conditions != 0).tolist() == self.expected:
@@ -435,13 +451,9 @@ class ScalarProgram:
         """The adjoints of the inputs for the cotangents of the outputs. `once`: `file` may be written to."""
         if not once:
             file = file.copy()
-        if cts:
-            file[self.entering] = np.concatenate([np.ravel(ct) for ct in cts])
+        self._cotangents.put(file[self.entering], cts)
         interpreter()(self.backward_code, file)
-        found = iter(
-            pieces(file[self.adjoints], [shape for shape in self.adjoint_shapes if shape is not None])
-        )
-        return [None if shape is None else next(found) for shape in self.adjoint_shapes]
+        return self._adjoints.cut(file[self.adjoints])
 
     def __len__(self) -> int:
         return len(self.forward_code) + len(self.backward_code)
@@ -459,13 +471,42 @@ class ScalarProgram:
         return "\n".join([*lines, *map(written, self.backward_code.tolist())])
 
 
-def pieces(numbers: Array, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-    """`numbers` cut into arrays of `shapes`."""
-    if all(shape == () for shape in shapes):
-        return list(numbers)
-    sizes = [math.prod(shape) for shape in shapes]
-    cut = np.split(numbers, np.cumsum(sizes)[:-1].tolist()) if sizes else []
-    return [np.array(piece.reshape(shape))[()] for piece, shape in zip(cut, shapes, strict=True)]
+class Pieces:
+    """Arrays as pieces of a vector: where each lies, and its shape. None is no piece."""
+
+    def __init__(self, nodes: Sequence[Node | None]) -> None:
+        self.all_numbers = all(n is not None and n.shape == () and n.dtype != bool for n in nodes)
+        self.places: list[tuple[slice, Any, Any] | None] = []
+        start = 0
+        for n in nodes:
+            if n is None:
+                self.places.append(None)
+                continue
+            self.places.append((slice(start, start + n.size), n.shape, bool if n.dtype == bool else None))
+            start += n.size
+
+    def put(self, vector: Array, arrays: Sequence[Any]) -> None:
+        """Write `arrays` to their places in `vector`."""
+        if self.all_numbers:
+            vector[:] = arrays
+            return
+        for place, array in zip(self.places, arrays, strict=True):
+            if place is not None:
+                vector[place[0]] = array.ravel()
+
+    def cut(self, vector: Array) -> list[Any]:
+        """The arrays in `vector`: views of it, and NumPy's scalars for single numbers."""
+        if self.all_numbers:
+            return list(vector)
+        made: list[Any] = []
+        for place in self.places:
+            if place is None:
+                made.append(None)
+                continue
+            where, shape, dtype = place
+            array = vector[where.start] if shape == () else vector[where].reshape(shape)
+            made.append(array if dtype is None else array.astype(dtype))
+        return made
 
 
 def written(instruction: Sequence[int]) -> str:
@@ -539,9 +580,7 @@ def interpret(code: Array, r: Array) -> None:
 
 
 LN_2 = math.log(2.0)
-FUNCTIONS: list[Callable[..., Any]] = [
-    operator.truediv if name == "divide" else getattr(np, name, None) for name in OPCODES
-]  # type: ignore[assignment]
+FUNCTIONS = [operator.truediv if name == "divide" else getattr(np, name, None) for name in OPCODES]
 
 
 def interpret_slowly(code: Array, r: Array) -> None:
@@ -565,14 +604,19 @@ def interpreter() -> Callable[[Array, Array], None]:
         import numba
     except ImportError:
         return interpret_slowly
-    options = {"error_model": "numpy", "nogil": True}
+    compiled = partial(numba.njit, error_model="numpy", nogil=True)
     try:
-        return numba.njit(cache=True, **options)(interpret)  # type: ignore[no-any-return]
+        return compiled(cache=True)(interpret)
     except RuntimeError:  # no place to keep it
-        return numba.njit(**options)(interpret)  # type: ignore[no-any-return]
+        return compiled()(interpret)
 
 
 def worthwhile(nodes: Sequence[Node]) -> bool:
     """Whether ops are many and arrays tiny, so that instructions are much faster than NumPy calls."""
-    work = sum(n.size for n in nodes)
-    return len(nodes) >= 16 and work <= ELEMENTS_PER_OP * len(nodes)
+    limit = 2 if interpreter() is interpret_slowly else ELEMENTS_PER_OP
+    return len(nodes) >= FEWEST_OPS and sum(map(work, nodes)) <= limit * len(nodes)
+
+
+def work(node: Node) -> int:
+    """How many elements a node computes; for a product of matrices, how many it multiplies."""
+    return node.size * (node.inputs[0].shape[-1] if node.kind == "matmul" else 1)

@@ -167,7 +167,7 @@ class Planner:
         live = reached(roots)
         self.uses = Counter(id(i) for node in live for i in node.inputs) + Counter(map(id, roots))
         for node in list(self.graph.nodes):  # more are made on the way: factors
-            if node in live and node.dependent:
+            if node in live and node.dependent and node.kind != "pull":  # which its parts call
                 self.visit(node)
         for i, (slot, node) in enumerate(trace.contributions):
             if i in cores:

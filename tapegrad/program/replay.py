@@ -10,27 +10,30 @@ Whatever does not fit is left to the sweep by rules: nothing here changes what a
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from ..core.adjoints import AdjointMap
-from ..core.capacitor import CapacitorTape
-from ..core.entry import OUT, Entry
-from ..core.schedule import Schedule
+from ..core.entry import DTYPE, OUT, SHAPE, Entry
+from ..core.schedule import Sliding
 from ..core.sweep import Joints, Sweep
+from ..core.variable import Result
 from ..core.window import Clock, WindowSegment
 from .emit_numpy import Bound, NumpyProgram
-from .plan import Planner
-from .rings import Rings, aligned
-from .signature import Before, Matcher, signature
-from .trace import Graph, Residuals, Untraceable, trace_backward
+from .plan import Group, Planner
+from .rings import Rings, Settled
+from .settle import Product, Settlement
+from .signature import SIGHTINGS, Before, Matcher, position_of, signature
+from .trace import Graph, Residuals, trace_backward
 
 SIGNATURES_KEPT = 256  # in the process, with their code
+SHORTEST = 16  # places at first where the schedule names no window
 PATHS_KEPT = 16  # signatures that one tape holds rings for
 
 
@@ -48,7 +51,12 @@ class Template:
         self._programs: dict[Any, NumpyProgram] = {}
 
     def program(
-        self, entries: Sequence[Entry], segment: WindowSegment, before: Before, pattern: Pattern, recorded: bool
+        self,
+        entries: Sequence[Entry],
+        segment: WindowSegment,
+        before: Before,
+        pattern: Pattern,
+        recorded: bool,
     ) -> NumpyProgram:
         """The program for cotangents that enter as `pattern` says, made from a segment's whole `entries`."""
         key = (pattern, recorded)
@@ -71,14 +79,38 @@ TEMPLATES: OrderedDict[Hashable, Template] = OrderedDict()
 
 
 class Seat:
-    """A segment's place in the rings of its signature."""
+    """A segment's place in the rings of its signature.
 
-    __slots__ = ("before", "entries", "hoisted", "link", "place", "rings", "segment")
+    `before`: slots of the values from before, in the order in which the segment reads them. `link`: the
+    positions of the entries of the next older segment that computed them, if all were computed there.
+    `run`: through how many joints one goes back from here and finds the same link each time, and the places
+    side by side: so far a sweep can be one loop.
+    """
+
+    __slots__ = ("before", "hoisted", "link", "place", "rings", "run", "segment")
 
     def __init__(self, segment: WindowSegment, rings: TapeRings, place: int, before: Before) -> None:
         self.segment, self.rings, self.place, self.before = segment, rings, place, before
-        self.hoisted: set[Any] = set()  # programs whose factors are in place
-        self.link: Any = None  # where the next older segment computed what this one read; see `linked`
+        self.hoisted: set[Bound] = set()  # programs whose factors are in place
+        self.link: tuple[int, ...] | None = None
+        self.run = 0
+
+    def follow(self, older: WindowSegment | None) -> None:
+        """Find where what this segment reads was computed."""
+        seat = older.seat if older is not None else None
+        if older is None or seat is None or seat.rings is not self.rings or not self.before:
+            return
+        guess = self.rings.link
+        entries = older.entries
+        if guess is None or any(
+            entries[at][OUT] != slot for at, slot in zip(guess, self.before, strict=True)
+        ):
+            guess = tuple(position_of(entries, slot) for slot in self.before)
+            if -1 in guess:
+                return
+        self.rings.link = self.link = guess
+        if self.place == (seat.place + 1) % self.rings.capacity:
+            self.run = 1 + (seat.run if seat.link == guess else 0)
 
 
 class TapeRings(Rings):
@@ -88,23 +120,30 @@ class TapeRings(Rings):
         super().__init__(capacity)
         self.template, self.recorded = template, recorded
         self.bound: dict[Pattern, Bound] = {}
-        self.joints: dict[Any, list[Any]] = {}
+        self.link: tuple[int, ...] | None = None  # the latest seat's
+        self.loops: dict[Any, tuple[Bound, Bound] | None] = {}
 
-    def program(self, pattern: Pattern, seat: Seat) -> Bound:
+    def program(self, pattern: Pattern, segment: WindowSegment) -> Bound:
+        """The program for cotangents that enter as `pattern` says."""
         bound = self.bound.get(pattern)
         if bound is None:
             made = self.template.program(
-                seat.segment.entries_today(), seat.segment, seat.before, pattern, self.recorded
+                segment.entries_today(), segment, segment.seat.before, pattern, self.recorded
             )
             bound = self.bound[pattern] = made.bind(self)
         return bound
 
-    def buffers(self, bound: Bound, joint: int) -> tuple[Any, ...]:
-        """Where the cotangents that leave a segment go: each joint of the window has its own."""
-        held = self.joints.get((bound, joint))
-        if held is None:
-            held = self.joints[bound, joint] = tuple(aligned(*kind) for kind in bound.leaving_kinds)  # type: ignore[assignment]
-        return held  # type: ignore[return-value]
+    def loop(self, entering: tuple[int, ...], link: tuple[int, ...], segment: WindowSegment) -> Bound | None:
+        """The program that repeats itself over segments linked by `link`, if what leaves one enters the next."""
+        key = (entering, link)
+        if key not in self.loops:
+            single = self.program((entering, ()), segment)
+            feeds = {link[n]: n for n in single.leaving}
+            closed = tuple(sorted(feeds)) == entering and len(feeds) == len(single.leaving)
+            self.loops[key] = (
+                self.program((entering, tuple(sorted(feeds.items()))), segment) if closed else None
+            )
+        return self.loops[key]
 
 
 class Replays:
@@ -113,13 +152,11 @@ class Replays:
     def __init__(self, tape: Any, mode: Any) -> None:
         self.tape, self.mode = tape, mode
         self.rings: OrderedDict[Template, TapeRings] = OrderedDict()
-        self.seen: dict[Hashable, None] = {}
+        self.seen: dict[Hashable, int] = {}
+        self.outstanding: Settlement | None = None  # gradients that may still be products of rings
+        self.latest: Callable[[], Sweep | None] = nobody  # the last sweep, if somebody holds it
         self.recorded = tape.weights == "recorded"
-
-    def reset(self) -> None:
-        """Forget which signatures were seen, and all memory."""
-        self.rings.clear()
-        self.seen.clear()
+        self.steady: Steady | None = None  # how the last sweep can be repeated
 
     # -- seats ---------------------------------------------------------------------------------------
 
@@ -128,25 +165,36 @@ class Replays:
         seat = segment.seat
         if seat is not None:
             return seat  # type: ignore[no-any-return]
+        known = self.known(segment)
+        if known is not None:
+            return self.seated(segment, *known)
         entries, first = segment.entries, segment.first
-        for template, rings in reversed(self.rings.items()):
-            before = template.match(entries, first)
-            if before is not None:
-                return self.seated(segment, rings, before)
-        key = signature(entries, first)
-        if key is None:
-            return None
-        if key not in self.seen:
-            self.seen[key] = None
+        key = self.sight(segment)
+        if key == () or self.seen.get(key, 0) < SIGHTINGS:
             return None
         template = self.template(key, segment)
-        rings = self.rings.get(template)
-        if rings is None:
-            rings = self.rings[template] = TapeRings(template, self.capacity, self.recorded)
-            while len(self.rings) > PATHS_KEPT:
-                self.rings.popitem(last=False)
+        if template not in self.rings:
+            self.give_rings(template, self.tape.schedule.window or SHORTEST)
         before = template.match(entries, first)
-        return None if before is None else self.seated(segment, rings, before)
+        return None if before is None else self.seated(segment, self.rings[template], before)
+
+    def known(self, segment: WindowSegment) -> tuple[TapeRings, Before] | None:
+        """The rings of the segment's signature, and what the segment reads from before."""
+        for template, rings in reversed(self.rings.items()):
+            before = template.match(segment.entries, segment.first)
+            if before is not None:
+                return rings, before
+        return None
+
+    def sight(self, segment: WindowSegment) -> Hashable:
+        """The segment's signature, counted once; () if it has none."""
+        key: Hashable = segment.signature
+        if key is None:
+            key = segment.signature = signature(segment.entries, segment.first) or ()
+            self.seen[key] = self.seen.get(key, 0) + 1
+            while len(self.seen) > SIGNATURES_KEPT:
+                del self.seen[next(iter(self.seen))]
+        return key
 
     @staticmethod
     def template(key: Hashable, segment: WindowSegment) -> Template:
@@ -157,174 +205,407 @@ class Replays:
                 TEMPLATES.popitem(last=False)
         return made
 
-    @property
-    def capacity(self) -> int:
-        window = self.tape.schedule.window
-        return (window or 64) + 1
+    def give_rings(self, template: Template, capacity: int) -> None:
+        """New rings for a signature; those that were used longest ago go where there are many."""
+        self.rings[template] = TapeRings(template, capacity, self.recorded)
+        while len(self.rings) > PATHS_KEPT:
+            _, gone = self.rings.popitem(last=False)
+            self.unseat(gone)
+
+    def unseat(self, rings: TapeRings) -> None:
+        """Nobody sits in `rings` any more."""
+        for segment in rings.holders:
+            if segment is not None and segment.seat is not None and segment.seat.rings is rings:
+                segment.seat = None
 
     def seated(self, segment: WindowSegment, rings: TapeRings, before: Before) -> Seat | None:
+        """A seat for `segment`, in larger rings if these are full."""
         place = rings.take(segment)
         if place < 0:
-            return None
+            self.release()
+            self.give_rings(rings.template, 2 * rings.capacity)
+            self.unseat(rings)
+            rings = self.rings[rings.template]
+            place = rings.take(segment)
         seat = segment.seat = Seat(segment, rings, place, before)
+        seat.follow(self.older(segment))
         return seat
+
+    def older(self, segment: WindowSegment) -> WindowSegment | None:
+        """The segment before this one, if it is still kept."""
+        closed = self.tape._closed
+        if closed and closed[-1] is segment:  # as nearly always
+            return closed[-2] if len(closed) > 1 else None
+        at = bisect_left(closed, segment.index, key=attrgetter("index"))
+        return closed[at - 1] if at else None
 
     # -- the sweep -----------------------------------------------------------------------------------
 
     def run(self, sweep: Sweep, window: Sequence[WindowSegment], clocks: Sequence[Clock]) -> bool:
         """Sweep `window` by programs. False, and nothing has changed, if it has to be swept by rules."""
-        if not self.mode or self.tape.recording or self.tape.weights == "replay":
+        tape = self.tape
+        if tape.recording or tape.weights == "replay":
             return False
-        joints = Joints(window, clocks, self.tape.joint)
+        joints = Joints(window, clocks, tape.joint)
         window = [segment for segment in window if segment.index >= joints.last]
         if not joints.all_collected or any(len(s.spans) != 1 or s.guarded for s in window):
             return False
-        lost = {loss.slot for segment in window for loss in segment.losses}
-        if not lost.issuperset(sweep.kept):
+        handed_in = {loss.slot for segment in window for loss in segment.losses}
+        if not handed_in.issuperset(sweep.kept):
             return False
-        seats = [self.seat(segment) for segment in window]
-        if None in seats:
+        full = [segment for segment in window if segment.entries]
+        unknown = [segment for segment in full if segment.seat is None and not self.known(segment)]
+        for segment in unknown:
+            self.sight(segment)
+        # From the oldest to the newest, so that neighbours sit side by side. Rings may be replaced on the way.
+        if not all([self.seat(segment) for segment in full]) or not all(
+            [self.seat(segment) for segment in full]
+        ):
             return False
-        pass_ = Pass(self, sweep, clocks, joints)
-        if not pass_.walk(seats):  # type: ignore[arg-type]
-            sweep._at_joints, sweep.saved, sweep.left_out = [], 0, 0.0
+        if any(segment.seat.rings.capacity < len(window) for segment in full):
             return False
-        pass_.settle()
+        self.release()
+        self.steady = None
+        found = Pass(sweep, clocks, joints)
+        if not found.walk(window):
+            return False
+        found.settle()
+        self.steady = self.settled_down(found, window, clocks)
+        self.outstanding = sweep.settlement
+        self.latest = weakref.ref(sweep)
         return True
+
+    def settled_down(
+        self, found: Pass, window: Sequence[WindowSegment], clocks: Sequence[Clock]
+    ) -> Steady | None:
+        """The way to repeat a sweep that was the newest segment's loss and one loop over all the others."""
+        clock, tape = clocks[0], self.tape
+        if len(tape._clocks) > 1 or found.looped is None or found.first is None or len(found.seeded) != 1:
+            return None
+        at, count, body = found.looped
+        newest = window[-1]
+        plain = type(clock.schedule) is Sliding and len(window) == len(tape._closed) == count + 1
+        if not plain or at != len(window) - 2 or newest.entries[found.first[0]][SHAPE] != ():
+            return None
+        made = Steady(self, newest, found.first[0], found.first[1], body)
+        made.newest, made.count = newest, len(window)
+        return made
+
+    def again(self, root: Any) -> Sweep | None:
+        """The sweep for the loss `root`, if it is due and all goes on as in the sweep before; else None."""
+        tape, steady = self.tape, self.steady
+        if steady is None or tape._owner is not None or tape._wanted:
+            return None
+        clock: Clock = tape._clocks[0]
+        if not clock.schedule.due(clock.now, clock.swept) or tape._closed[-1].index != clock.now:
+            return None
+        if clock.now - clock.swept > 1 or type(root) is not Result:
+            return None
+        return steady.sweep(tape, root, clock)
+
+    def release(self) -> None:
+        """The rings are about to be written to: form what somebody may still read out of them."""
+        if self.outstanding is not None:
+            self.outstanding.release()
+            self.outstanding = None
+        sweep = self.latest()
+        if sweep is not None:
+            sweep.keep_all()
+            self.latest = nobody
+
+
+def nobody() -> None:
+    """A weak reference to nothing."""
+
+
+class Steady:
+    """The sweep of a loop that goes on as it did: a head for the newest segment's loss, a body for all others.
+
+    Made when a sweep was a head and one loop over the whole window. As long as the next segments fit, a sweep
+    is two calls, and nothing about the window is looked at again.
+    """
+
+    def __init__(
+        self, replays: Replays, segment: WindowSegment, position: int, head: Bound, body: Bound
+    ) -> None:
+        self.replays, self.rings, self.position = replays, segment.seat.rings, position
+        self.head, self.body = head, body
+        self.count = 0
+        feeds = dict(body.program.feeds or {})
+        left = dict(zip(head.leaving, head.joints, strict=True))
+        self.enters = [left[feeds[at]][0] for at in body.entering]
+        self.seed = np.ones((), segment.entries[position][DTYPE])
+        self.settled: dict[tuple[int, int], dict[int, list[Product]]] = {}
+        self.newest: WindowSegment | None = None
+
+    def sweep(self, tape: Any, root: Any, clock: Clock) -> Sweep | None:
+        """The sweep for `root`, or None, and nothing has changed, if something is not as it was."""
+        closed = tape._closed
+        segment: WindowSegment = closed[-1]
+        count = len(closed)
+        entries = segment.entries
+        if segment.losses or len(entries) <= self.position or entries[self.position][OUT] != root._slot:
+            return None
+        seat = segment.seat or self.replays.seat(segment)
+        if seat is None or seat.rings is not self.rings or seat.run < count - 1:
+            return None
+        older: WindowSegment = closed[-2]
+        if older is not self.newest:
+            return None
+        self.replays.release()
+        head, body, place = self.head, self.body, seat.place
+        if body not in older.seat.hoisted:
+            body.hoist(older.seat.place, older.entries_today())
+            older.seat.hoisted.add(body)
+        head.hoist(place, segment.entries_today())
+        seat.hoisted.add(head)
+        for bound in (head, body):
+            for rings, _ in bound.groups:
+                if rings.filled[place] is not seat:
+                    bound.stack(place)
+                    rings.filled[place] = seat
+            for total in bound.totals.values():
+                total.fill(0)
+        head.sweep(head.back(place, 1), 0, head.leaves(), (self.seed,), head.joints, self.rings.entries_at)
+        behind = body.back((place - 1) % self.rings.capacity, count - 1)
+        body.sweep(behind, 1, body.leaves(), self.enters, body.joints, self.rings.entries_at)
+        self.newest, self.count = segment, count
+        return self.found(root, clock, place, count)
+
+    def found(self, root: Any, clock: Clock, place: int, count: int) -> Sweep:
+        """What the two calls left behind, as a Sweep."""
+        settlement = Settlement()
+        products = self.settled.get((place, count))
+        if products is None:
+            products = self.settled[place, count] = self.products(place, count)
+        settlement.products = products
+        for slot, total in (*self.head.totals.items(), *self.body.totals.items()):
+            settlement.totals.setdefault(slot, []).append(total)
+        sweep = Sweep()
+        sweep.kept = {root._slot: self.seed}
+        sweep._seeded = {root._slot}
+        sweep.losses, sweep.segments = 1, count
+        sweep.settlement, sweep.lazy_joints = settlement, self.pending
+        self.replays.outstanding = settlement
+        self.replays.latest = weakref.ref(sweep)
+        clock.swept = clock.now
+        return sweep
+
+    def products(self, place: int, count: int) -> dict[int, list[Product]]:
+        """The parameters' gradients as products, for a window whose newest segment sits in `place`."""
+        made: dict[int, list[Product]] = {}
+        places: dict[int, tuple[Settled, Group, list[int]]] = {}
+        for bound, seats in (
+            (self.head, self.head.back(place, 1)),
+            (self.body, self.body.back((place - 1) % self.rings.capacity, count - 1)),
+        ):
+            for rings, group in bound.groups:
+                places.setdefault(id(rings), (rings, group, []))[2].extend(int(k) for k in seats)
+        for rings, group, filled in places.values():
+            add_products(made, rings, group, filled)
+        return made
+
+    def pending(self) -> list[dict[int, Any]]:
+        """The cotangents at every joint of the latest sweep, newest first, by slot."""
+        assert self.newest is not None
+        segment: Any = self.newest
+        found = []
+        seats = [s.seat for s in reversed(self.window())]
+        for p, seat in enumerate(seats):
+            bound = self.body if p else self.head
+            found.append({seat.before[n]: cts[p] for n, cts in zip(bound.leaving, bound.joints, strict=True)})
+        return found
+
+    def window(self) -> list[WindowSegment]:
+        """The segments of the latest sweep, oldest first."""
+        holders = self.rings.holders
+        assert self.newest is not None
+        places = self.newest.seat.place
+        return [holders[(places - i) % self.rings.capacity] for i in range(self.count - 1, -1, -1)]
+
+    def adjoints_of(self, segment: WindowSegment) -> dict[int, Any] | None:
+        """What entered `segment` in the latest sweep, by slot; None if it was not part of it."""
+        window = self.window()
+        if segment not in window:
+            return None
+        p = len(window) - 1 - window.index(segment)
+        if p == 0:
+            return {segment.entries[self.position][OUT]: self.seed}
+        return self.pending()[p - 1]
+
+
+def add_products(made: dict[int, list[Product]], rings: Settled, group: Group, places: list[int]) -> None:
+    """Note the products of one group over the rows in `places`, by leaf slot."""
+    blocks = blocks_of(places)
+    for slot, number, chain in group.targets:
+        left = rings.left_rows[number]
+        parts = [
+            (
+                None if left is None else left[i * rings.rows : j * rings.rows],
+                rings.delta_rows[i * rings.rows : j * rings.rows],
+            )
+            for i, j in blocks
+        ]
+        made.setdefault(slot, []).append(Product(parts, chain))
 
 
 class Pass:
-    """One sweep over seated segments."""
+    """One sweep over seated segments, which leaves its findings in `sweep`."""
 
-    def __init__(self, replays: Replays, sweep: Sweep, clocks: Sequence[Clock], joints: Joints) -> None:
-        self.replays, self.sweep, self.clocks, self.joints = replays, sweep, clocks, joints
+    def __init__(self, sweep: Sweep, clocks: Sequence[Clock], joints: Joints) -> None:
+        self.sweep, self.clocks, self.joints = sweep, clocks, joints
         self.pending: dict[int, Any] = {}
-        self.written: dict[Any, tuple[Any, list[Seat]]] = {}  # by settled rings: their group, the seats
-        self.totals: dict[int, list[Any]] = {}
-        self.zeroed: set[int] = set()
+        self.written: dict[int, tuple[Settled, Group, list[int]]] = {}  # by rings: the places
+        self.totals: dict[int, tuple[int, Any]] = {}  # by accumulator: its leaf, and itself
         self.at_joints: list[dict[int, Any]] = []
         self.entered: list[tuple[WindowSegment, dict[int, Any]]] = []
-        self.losses = 0
+        self.seeded: set[int] = set()
+        self.kept: dict[int, Any] = {}
+        self.looped: tuple[int, int, Bound] | None = None
+        self.first: tuple[int, Bound] | None = None  # the newest segment's position and program
 
-    def walk(self, seats: list[Seat]) -> bool:
+    def walk(self, window: Sequence[WindowSegment]) -> bool:
         """From the newest segment to the oldest; False if a cotangent has no known place."""
-        joints = self.joints
-        left = joints.may_end and sum(loss.seeds(self.clocks) for seat in seats for loss in seat.segment.losses)
-        for i in range(len(seats) - 1, -1, -1):
-            seat = seats[i]
-            segment = seat.segment
-            seeds = [loss for loss in segment.losses if loss.seeds(self.clocks)]
-            for loss in seeds:
-                if not self.seed(loss):
-                    return False
-            left -= len(seeds)
-            older = seats[i - 1].segment if i else None
-            if not self.through(seat):
+        joints, at = self.joints, len(window) - 1
+        left = sum([loss.seeds(self.clocks) for segment in window for loss in segment.losses])
+        plain = joints.joint is None and not joints.scaled and not joints.may_end
+        while at >= 0:
+            segment = window[at]
+            for loss in segment.losses:
+                if loss.seeds(self.clocks):
+                    held = self.pending.get(loss.slot)
+                    self.pending[loss.slot] = loss.seed if held is None else held + loss.seed
+                    self.seeded.add(loss.slot)
+                    left -= 1
+            if (
+                plain
+                and not left
+                and segment.seat is not None
+                and segment.seat.run
+                and (n := self.loop(window, at))
+            ):
+                at -= n
+                continue
+            if not self.through(segment):
                 return False
             crossed = dict(self.pending)
             self.at_joints.append(crossed)
-            self.sweep._at_joints.append(AdjointMap(crossed))
-            self.pending = dict(joints.cross(segment, older, crossed))
-            if joints.may_end and not left and joints.end(segment, self.sweep):
+            self.pending = dict(joints.cross(segment, window[at - 1] if at else None, crossed))
+            if joints.may_end and joints.end(segment, self.sweep, AdjointMap(crossed).norm, not left):
                 break
+            at -= 1
         return True
 
-    def seed(self, loss: Any) -> bool:
-        held = self.pending.get(loss.slot)
-        self.pending[loss.slot] = loss.seed if held is None else held + loss.seed
-        self.losses += 1
-        return True
-
-    def through(self, seat: Seat) -> bool:
+    def through(self, segment: WindowSegment) -> bool:
         """Pull what is pending for a segment through it."""
-        segment = seat.segment
-        first, entries = segment.first, segment.entries
-        here = {slot: ct for slot, ct in self.pending.items() if slot >= first or slot < 0}
+        here = {slot: ct for slot, ct in self.pending.items() if slot >= segment.first or slot < 0}
+        self.entered.append((segment, here))
         if not here:
             return True
-        positions = {}
-        for slot in here:
-            at = bisect_left(entries, slot, key=itemgetter(OUT))
-            if slot < 0 or at == len(entries) or entries[at][OUT] != slot:
-                return False
-            positions[at] = slot
-        pattern: Pattern = (tuple(sorted(positions)), ())
-        try:
-            bound = seat.rings.program(pattern, seat)
-        except Untraceable:
+        positions = {position_of(segment.entries, slot): slot for slot in here if slot > 0}
+        if -1 in positions or len(positions) < len(here):
             return False
-        if not bound.bare.issuperset(at for at, slot in positions.items() if slot in self.sweep.kept):
-            return False  # somebody asks for an adjoint that is more than what enters
-        self.entered.append((segment, here))
+        seat = segment.seat
+        bound = seat.rings.program((tuple(sorted(positions)), ()), segment)
+        for at, slot in positions.items():
+            if slot in self.sweep.kept:
+                if at not in bound.bare:
+                    return False  # somebody asks for an adjoint that is more than what enters
+                self.kept[slot] = here[slot]
+        if len(self.at_joints) == 0 and len(positions) == 1:
+            self.first = (bound.entering[0], bound)
         ins = [self.pending.pop(positions[at]) for at in bound.entering]
-        for slot in here:
-            self.pending.pop(slot, None)
-        self.prepare(seat, bound)
-        outs = seat.rings.buffers(bound, len(self.at_joints))
-        bound.sweep((seat.place,), bound.leaves(), ins, (outs,), lambda k: segment.entries_today())
-        for number, ct in zip(bound.leaving, outs, strict=True):
+        self.prepare(segment, bound)
+        joint = len(self.at_joints)
+        bound.sweep(
+            bound.back(seat.place, 1),
+            joint,
+            bound.leaves(),
+            ins,
+            bound.joints,
+            lambda k: segment.entries_today(),
+        )
+        for number, cts in zip(bound.leaving, bound.joints, strict=True):
             slot = seat.before[number]
             held = self.pending.get(slot)
-            self.pending[slot] = ct if held is None else held + ct
+            self.pending[slot] = cts[joint] if held is None else held + cts[joint]
         return True
 
-    def prepare(self, seat: Seat, bound: Bound) -> None:
+    def loop(self, window: Sequence[WindowSegment], at: int) -> int:
+        """Sweep as many segments as one program can; returns how many."""
+        segment = window[at]
+        seat = segment.seat
+        count = min(seat.run, at) + 1
+        slots = {position_of(segment.entries, slot): slot for slot in self.pending}
+        if -1 in slots or count < 2:
+            return 0
+        bound = seat.rings.loop(tuple(sorted(slots)), seat.link, segment)
+        if bound is None or any(slot in self.sweep.kept for slot in self.pending):
+            return 0
+        for i in range(at - count + 1, at + 1):
+            self.prepare(window[i], bound)
+        joint = len(self.at_joints)
+        ins = [self.pending[slots[position]] for position in bound.entering]
+        bound.sweep(
+            bound.back(seat.place, count), joint, bound.leaves(), ins, bound.joints, seat.rings.entries_at
+        )
+        here = self.pending
+        for i in range(count):
+            self.entered.append((window[at - i], here))
+            before = window[at - i].seat.before
+            here = {before[n]: cts[joint + i] for n, cts in zip(bound.leaving, bound.joints, strict=True)}
+            self.at_joints.append(here)
+        self.pending = dict(here)
+        self.looped = (at, count, bound)
+        return count
+
+    def prepare(self, segment: WindowSegment, bound: Bound) -> None:
         """Factors into place, accumulators to zero; note what is to be settled."""
+        seat = segment.seat
         if bound not in seat.hoisted:
-            bound.hoist(seat.place, seat.segment.entries_today())
+            bound.hoist(seat.place, segment.entries_today())
             seat.hoisted.add(bound)
         for rings, group in bound.groups:
             if rings.filled[seat.place] is not seat:
                 bound.stack(seat.place)
                 rings.filled[seat.place] = seat
-            self.written.setdefault(id(rings), (rings, group, []))[2].append(seat.place)  # type: ignore[misc]
+            written = self.written.get(id(rings))
+            if written is None:
+                written = self.written[id(rings)] = (rings, group, [])
+            written[2].append(seat.place)
         for slot, total in bound.totals.items():
-            if id(total) not in self.zeroed:
-                self.zeroed.add(id(total))
+            if id(total) not in self.totals:
                 total.fill(0)
-                self.totals.setdefault(slot, []).append(total)
+                self.totals[id(total)] = (slot, total)
 
     def settle(self) -> None:
-        """One product for each group of parameters, and what it and the accumulators found."""
-        sums: dict[int, Any] = {}
-
-        def add(slot: int, ct: Any) -> None:
-            held = sums.get(slot)
-            sums[slot] = ct if held is None else held + ct
-
-        for rings, group, places in self.written.values():  # type: ignore[misc]
-            product = None
-            for start, stop in blocks(places):
-                rows = slice(start * rings.rows, stop * rings.rows)
-                part = np.dot(rings.left_rows[rows].T, rings.delta_rows[rows])
-                product = part if product is None else product + part
-            starts = np.cumsum([0, *(n for _, n in group.lefts)]).tolist()
-            for slot, number, chain in group.targets:
-                add(slot, mapped(product[starts[number] : starts[number + 1]], chain))
-        for slot, totals in self.totals.items():
-            for total in totals:
-                add(slot, total.copy())
+        """Note the products that give the parameters' gradients, and hand everything to the sweep."""
+        settlement = Settlement()
+        for rings, group, places in self.written.values():
+            add_products(settlement.products, rings, group, places)
+        for slot, total in self.totals.values():
+            settlement.totals.setdefault(slot, []).append(total)
         sweep = self.sweep
-        for slot, ct in sums.items():
-            sweep.add(slot, ct)
-        for slot, ct in self.pending.items():
+        for slot, ct in self.pending.items():  # a leaf that is a root itself
             if slot < 0:
                 sweep.add(slot, ct)
-        for segment, here in self.entered:
-            segment.adjoints = AdjointMap({slot: np.array(ct) for slot, ct in here.items()})
-            for slot, ct in here.items():
-                sweep._seeded.update(loss.slot for loss in segment.losses if loss.seeds(self.clocks))
-                if slot in sweep.kept:
-                    sweep.kept[slot] = ct
-        sweep._at_joints = [
-            AdjointMap({slot: np.array(ct) for slot, ct in pending.items()}) for pending in self.at_joints
-        ]
+        sweep.kept.update(self.kept)
+        sweep._seeded |= self.seeded
         sweep.losses = len(sweep._seeded)
         sweep.segments = max(sweep.segments, len(self.at_joints))
+        sweep.settlement = settlement
+        sweep.lazy_joints = lambda at_joints=self.at_joints: at_joints
+        for segment, here in self.entered:
+            segment.adjoints = AdjointMap({slot: np.array(ct) for slot, ct in here.items()})
 
 
-def blocks(places: list[int]) -> list[tuple[int, int]]:
+def blocks_of(places: list[int]) -> list[tuple[int, int]]:
     """Places as (start, stop) of consecutive ones."""
+    if len(places) == 1:
+        return [(places[0], places[0] + 1)]
+    low, high = min(places), max(places)
+    if high - low == len(places) - 1:
+        return [(low, high + 1)]
     made: list[tuple[int, int]] = []
     for place in sorted(places):
         if made and made[-1][1] == place:
@@ -332,17 +613,3 @@ def blocks(places: list[int]) -> list[tuple[int, int]]:
         else:
             made.append((place, place + 1))
     return made
-
-
-def mapped(ct: Any, chain: tuple[Any, ...]) -> Any:
-    """`ct` through the linear maps that were left for after the sum."""
-    for link in chain:
-        if isinstance(link, float):
-            ct = ct * link
-        else:
-            method, arguments = link
-            ct = ct.reshape(*arguments) if method == "reshape" else ct.transpose(*arguments)
-    return ct
-
-
-__all__ = ["CapacitorTape", "Replays", "Schedule"]

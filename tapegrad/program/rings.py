@@ -25,14 +25,18 @@ def aligned(shape: Shape, dtype: Any) -> Array:
 
 
 class Settled:
-    """`left` (capacity, rows, width) and `delta` (capacity, rows, n), and which places of `left` are filled."""
+    """The rings of a group: `delta` (capacity, rows, n), and per left (capacity, rows, width), None for ones.
 
-    def __init__(self, delta: Array, left: Array) -> None:
-        self.delta, self.left = delta, left
+    `filled`: which seat's residuals are in each place of the lefts.
+    """
+
+    def __init__(self, delta: Array, lefts: list[Array | None]) -> None:
+        self.delta, self.lefts = delta, lefts
+        self.rows = delta.shape[1]
         self.delta_rows = delta.reshape(-1, delta.shape[-1])
-        self.left_rows = left.reshape(-1, left.shape[-1])
-        self.rows = left.shape[1]
-        self.filled: list[Any] = [None] * len(left)
+        self.left_rows = [None if a is None else a.reshape(-1, a.shape[-1]) for a in lefts]
+        self.ones = np.ones(len(self.delta_rows), delta.dtype)
+        self.filled: list[Any] = [None] * len(delta)
 
 
 def group_key(group: Group) -> Any:
@@ -68,6 +72,10 @@ class Rings:
                 return place
         return -1
 
+    def entries_at(self, place: int) -> Any:
+        """The entries of the segment in `place`, with today's leaves where it keeps none."""
+        return self.holders[place].entries_today()
+
     def array(self, key: Any, shape: Shape, dtype: Any) -> Array:
         """The ring called `key`, made when it is first asked for. Shape (capacity, *shape)."""
         held = self.arrays.get(key)
@@ -89,18 +97,19 @@ class Rings:
         held = self.settled.get(key)
         if held is None:
             delta = self.array(("delta", key), group.delta.shape, group.delta.dtype)
-            left = self.array(("left", key), (group.rows, group.width), group.delta.dtype)
-            start = 0
-            for node, width in group.lefts:
-                if node is None:
-                    left[:, :, start : start + width] = 1
-                start += width
-            held = self.settled[key] = Settled(delta, left)
+            lefts = [
+                None if node is None else self.array(("left", key, i), (group.rows, width), group.delta.dtype)
+                for i, (node, width) in enumerate(group.lefts)
+            ]
+            held = self.settled[key] = Settled(delta, lefts)
         return held
 
-    def left(self, group: Group) -> Array:
-        """The ring of what the cotangents of a group are multiplied with. Shape (capacity, rows, width)."""
-        return self.group(group).left
+    def joint(self, number: int, shape: Shape, dtype: Any) -> Array:
+        """Cotangents of value `number` from before a segment, by how many joints were crossed before it."""
+        key = ("joint", number)
+        if key not in self.arrays:
+            self.arrays[key] = aligned((self.capacity, *shape), dtype)
+        return self.arrays[key]
 
     @property
     def nbytes(self) -> int:

@@ -7,12 +7,16 @@ elements of arrays. Values from before the segment are numbered in the order in 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from ..core.entry import DTYPE, ITEM, OUT, SHAPE, SLOTS, Entry
+
+SIGHTINGS = 2  # how often a tape must have met a signature to compile it
 
 # (slots of the values from before, in the order in which they were first read)
 Before = tuple[int, ...]
@@ -78,6 +82,12 @@ def kind(value: Any) -> Hashable:
     if value is None or value is Ellipsis or isinstance(value, str | bool | int | float | np.dtype | type):
         return (type(value), value)
     raise TypeError(f"a {type(value).__name__} among the residuals")
+
+
+def position_of(entries: Sequence[Entry], slot: int) -> int:
+    """Where among `entries` the value in `slot` was computed, or -1."""
+    at = bisect_left(entries, slot, key=itemgetter(OUT))
+    return at if at < len(entries) and entries[at][OUT] == slot else -1
 
 
 # -- recognising ---------------------------------------------------------------------------------------

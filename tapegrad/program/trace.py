@@ -274,10 +274,17 @@ for symbol, name in {
 Traced.__neg__ = lambda self: apply(self.graph, "negative", (self,))  # type: ignore[attr-defined]
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign,assignment]
 
+
+def item_view(a: Any, index: Any) -> Any:
+    """`a[index]` for a basic index, as a view even where it is one element."""
+    index = index if isinstance(index, tuple) else (index,)
+    return a[index if any(part is Ellipsis for part in index) else (*index, ...)]
+
+
 VIEWS: dict[str, Callable[..., Any]] = {
     "reshape": np.reshape,
     "transpose": np.transpose,
-    "getitem": lambda a, index: a[index],
+    "getitem": item_view,
     "broadcast_to": np.broadcast_to,
 }
 
@@ -542,7 +549,11 @@ def pulled(graph: Graph, residuals: Residuals, at: int, entry: Entry, ct: Any) -
         if entry[0].primitive.formula is not None:
             return by_formula(traced, ct)
         return list(entry[0].pull(traced, ct))
-    except (Untraceable, AttributeError, TypeError):
+    except (Untraceable, AttributeError, TypeError) as error:
+        import os
+
+        if os.environ.get("DBG"):
+            print("UNTRACED", entry[0].name, repr(error))
         return called(graph, at, entry, ct)
 
 
