@@ -7,6 +7,9 @@ Three programs of about 10,000 scalar ops, float64: `formula`, a chain of + - * 
 `tape` is tapegrad's Tape on the same code; `compiled` is tg.compile of it, which replays what it recorded at
 its first call with the inputs of the moment. The peers have no replay: they run their Python and build their
 graph each time. Times in µs per op, for the value and the gradient in all inputs.
+
+`arrays` asks where instructions end to be worth it: y = tanh(y * w + b * y), 3 or 100 times, on vectors, as
+instructions and as NumPy statements.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 import numpy as np
 
 import tapegrad as tg
+from tapegrad.program import function
 from tapegrad.program.function import compile as compiled
 
 
@@ -163,6 +167,28 @@ def contenders(f: Callable[..., Any], steps: int, start: Sequence[float]) -> dic
     return made
 
 
+def on_arrays(size: int, steps: int) -> dict[str, Callable[[], Any]]:
+    """The same program of vectors as instructions and as statements."""
+    rng = np.random.default_rng(0)
+    leaves = [tg.Variable(rng.uniform(0.4, 0.6, size)) for _ in range(3)]
+
+    def f(y: Any, w: Any, b: Any) -> Any:
+        for _ in range(steps):
+            y = tg.tanh(y * w + b * y)
+        return tg.sum(y)
+
+    made: dict[str, Callable[[], Any]] = {}
+    before = function.worthwhile
+    for name in ("instructions", "statements"):
+        program = compiled(f)
+        function.worthwhile = lambda nodes, name=name: name == "instructions"
+        program.backward(*leaves)
+        assert program.program().kind == name
+        made[name] = lambda program=program: [program.backward(*leaves) for _ in range(20)]
+    function.worthwhile = before
+    return made
+
+
 def imported(name: str) -> Any:
     try:
         return __import__(name)
@@ -222,6 +248,24 @@ def main() -> None:
                 for who, t in row["us_per_op"].items()
             ],
         )
+    sizes = []
+    for steps in (3, 100):
+        for size in (1, 4, 16, 48, 64):
+            taken = paired.seconds_of(on_arrays(size, steps), rounds)
+            us = {who: round(float(np.median(t)) / 20 * 1e6, 1) for who, t in taken.items()}
+            over = paired.ratio(taken, "statements", "instructions")
+            sizes.append(
+                {"ops": 4 * steps + 1, "elements": size, "us": us, "statements_over_instructions": over}
+            )
+    results["arrays"] = sizes
+    paired.show(
+        "arrays: µs for value and gradient",
+        ["ops", "elements", "instructions", "statements", "ratio"],
+        [
+            [r["ops"], r["elements"], *r["us"].values(), r["statements_over_instructions"]["median"]]
+            for r in sizes
+        ],
+    )
     paired.write("scalar", results, options.quick)
 
 

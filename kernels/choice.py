@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -450,7 +449,7 @@ def use(mode: str) -> str:
     global MODE
     if mode not in MODES:
         raise ValueError(f"kernels.use: `mode` must be one of {', '.join(MODES)}, and {mode!r} came.")
-    if mode == "numba" and not find_spec("numba"):
+    if mode == "numba" and not installed("numba"):
         raise ImportError("kernels.use: Numba is not installed. Run pip install 'tapegrad[jit]'.")
     before, MODE = MODE, mode
     for kernel in ALL.values():
@@ -460,7 +459,13 @@ def use(mode: str) -> str:
 
 def numba_serves() -> bool:
     """Whether Numba's kernels are wanted and can be imported."""
-    return MODE != "numpy" and find_spec("numba") is not None
+    return MODE != "numpy" and installed("numba")
+
+
+def installed(package: str) -> bool:
+    from importlib.util import find_spec  # here: importing tapegrad need not wait for it
+
+    return find_spec(package) is not None
 
 
 def warmup(dtypes: Iterable[Any] = (np.float32,)) -> dict[str, dict[str, Any]]:

@@ -491,6 +491,14 @@ def test_results_are_the_callers_own(kind):
     assert x.tolist() == [1.0, 2.0] and y.value.tolist() == [1.0, 4.0] and x.flags.writeable
 
 
+def test_a_result_of_another_dtype_has_an_array_of_its_own(kind):
+    v = tg.Variable(np.float32([1.0, 2.0]))
+    g = compile(lambda x: (v * 1.0, x * 2.0 > 3.0, (v * 2.0).astype(np.float64) * x))
+    y, mask, wide = g(np.array([1.0, 2.0]))
+    assert (y.dtype, mask.dtype, wide.dtype) == (np.float32, bool, np.float64)
+    assert mask.tolist() == [False, True] and wide.value.tolist() == [2.0, 8.0]
+
+
 def test_a_function_without_arguments_and_one_that_returns_its_argument(kind):
     p = tg.Parameter([1.0, 2.0])
     g = compile(lambda: p)
@@ -913,13 +921,55 @@ def test_threads_call_and_record_at_once():
     assert not wrong and isinstance(w._array, np.ndarray)
 
 
+def test_other_threads_find_their_leaves_as_they_are_while_one_is_recording():
+    mine, others = tg.Parameter([1.0, 2.0]), tg.Parameter([3.0, 4.0])
+    here, there = threading.Event(), threading.Event()
+    found = []
+
+    def f(x):
+        y = tg.sum(mine * x) + tg.sum(others * x)
+        here.set()
+        assert there.wait(10)
+        return y * mine[0]
+
+    def other():
+        assert here.wait(10)
+        found.append(type(others._array) is np.ndarray and float(others[0]) == 3.0)
+        others.value = others.value + 1.0
+        found.append(float(tg.softmax_cross_entropy(mine.reshape(1, 2), np.array([1]))))
+        there.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    g = compile(f)
+    assert float(g(np.ones(2))) == 3.0 + 9.0  # computed with what is there when it is replayed
+    thread.join()
+    assert found == [True, pytest.approx(np.log(1 + np.exp(-1.0)))]
+    assert type(mine) is type(others) is tg.Parameter and others.value.tolist() == [4.0, 5.0]
+
+
+def test_a_function_whose_result_changes_its_shape_is_refused_when_it_does():
+    v = tg.Variable([1.0, 2.0, 3.0])
+    g = compile(lambda x: tg.sum(v * np.setdiff1d(x, np.array([9.0]))))
+    assert float(g(np.array([3.0, 2.0, 1.0]))) == 14.0
+    with pytest.raises(tg.UnsupportedError) as error:
+        g(np.array([3.0, 3.0, 3.0]))
+    assert str(error.value) == (
+        "compile: setdiff1d returned arrays of shapes (1,), and of (3,) when it was recorded.\n"
+        "  The shape of a result must not depend on elements. Leave the function that calls it uncompiled."
+    )
+
+
 def test_an_array_that_leaked_from_a_recording_is_a_plain_one_afterwards():
     kept = []
-    g, x = compile(lambda v: (kept.append(v * 2.0), v * v)[1]), tg.Variable([1.0, 2.0])
-    g(x)
-    leaked = kept[0]
-    assert leaked.value.tolist() == [2.0, 4.0] and float(tg.sum(leaked)) == 6.0
-    assert (leaked + 1.0).value.tolist() == [3.0, 5.0]
+    g, x = compile(lambda v, a: (kept.extend([v * 2.0, a * 2.0]), v * v)[1]), tg.Variable([1.0, 2.0])
+    g(x, np.array([1.0, 2.0]))
+    leaked, array = kept
+    assert float(tg.sum(leaked)) == 6.0 and float(tg.max(leaked)) == 4.0
+    assert (leaked + 1.0).value.tolist() == [3.0, 5.0] and bool(leaked[0] > 1.0)
+    assert leaked.value.tolist() == [2.0, 4.0]
+    assert array.sum() == 6.0 and (array * array + 1.0).mean() == 11.0 and array.std() == 1.0
+    assert array.tolist() == [2.0, 4.0] and float(array[1]) == 4.0 and np.asarray(array).sum() == 6.0
 
 
 def test_what_is_not_a_function_is_refused():

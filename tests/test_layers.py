@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(tapegrad.__file__).parent
 ORDER = [
     ["errors", "types"],
     ["backend.namespace"],
-    ["kernels", "kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.choice"],
+    ["kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.choice", "kernels"],
     [
         "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
         "core.guard", "core.seeds", "core.tape", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",

@@ -109,17 +109,15 @@ class Tinygrad(Rerun):
         super().__init__(work)
         os.environ.setdefault("DEV", "CPU")
         os.environ.setdefault("CPU_COUNT", os.environ.get("BENCH_THREADS", "1"))
-        from tinygrad import Context, Tensor, TinyJit
+        from tinygrad import Tensor, TinyJit
 
-        self.tensor, self.training = Tensor, Context
+        self.tensor = Tensor
         self.leaves = {name: Tensor(array).realize() for name, array in self.p.items()}
         self.edge = [Tensor(array).realize() for array in self.state]
         self.jitted = TinyJit(self.whole_step)
 
     def whole_step(self, xs: Any, target: Any, lr: Any) -> None:
         p, (h, c) = self.leaves, self.edge
-        for leaf in p.values():
-            leaf.requires_grad_(True) if hasattr(leaf, "requires_grad_") else None
         from_x = xs @ p["w_x"] + p["b"]
         for t in range(self.work.window):
             i, f, g, o = (from_x[t] + h @ p["w_h"]).chunk(4, dim=1)

@@ -82,7 +82,7 @@ class CapacitorTape(Tape):
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
         self._warned = False
         self._watch = LagWatch()
-        self._replays = self.programs(self, compile)
+        self._programs = self.programs(self, compile)
         self._closed: deque[WindowSegment] = deque()
         # index, first and last slot of what was dropped, and whether it had been recorded
         self._evicted: deque[tuple[int, int, int, bool]] = deque(maxlen=EVICTIONS_REMEMBERED)
@@ -190,7 +190,7 @@ class CapacitorTape(Tape):
             raise RecordingError(f"{self._name}.reset: a segment is open. Call stop() or abort() first.")
         for clock in self._clocks:
             clock.reset()
-        self._replays.reset()
+        self._programs.reset()
         self._closed.clear()
         self._evicted.clear()
         self._wanted.clear()
@@ -216,7 +216,7 @@ class CapacitorTape(Tape):
                 f"{self._name}.backward: `record=True` needs a plain Tape: a recorded sweep would be part of no segment.\n"
                 f"  Nest a tg.Tape inside the segment for higher-order gradients there."
             )
-        if seed is None and not keep and (again := self._replays.again(root)) is not None:
+        if seed is None and not keep and (again := self._programs.again(root)) is not None:
             again.deliver()
             self._watch.look(self, again)
             return again
@@ -262,7 +262,7 @@ class CapacitorTape(Tape):
             segment.check(self._name)
         entries, sweep.state = self._today(window)
         for clocks in (passes := in_step(due, window)):
-            if len(passes) > 1 or not self._replays.run(sweep, window, clocks):
+            if len(passes) > 1 or not self._programs.run(sweep, window, clocks):
                 sweep.run(window, clocks, self.joint, entries)
         for slot in [slot for slot in sweep.stopped if self._passed_over(slot)]:
             sweep.end_at_edge(slot, sweep.stopped.pop(slot))

@@ -64,6 +64,7 @@ def state_dict(tape: CapacitorTape, *, carry: Any = None, parameters: Any = None
         "joint": writer(joint.state_dict()) if hasattr(joint, "state_dict") else None,
         "segments": segments,
         "evicted": [list(dropped) for dropped in tape._evicted],
+        "programs": tape._programs.state_dict(writer.slot),
         "carry": writer(carry),
         "leaves": writer.leaves,
     }
@@ -131,6 +132,7 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
                 span.clock.spans.append((segment, span))
         if tape._guard:
             segment.guarded = [Guarded.now(entry) for entry in segment.entries]
+    tape._programs.load_state_dict(state.get("programs"), reader.slot)
     return carry
 
 

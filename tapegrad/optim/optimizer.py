@@ -147,7 +147,8 @@ def aligned(shape: Shape, dtype: Any) -> Array:
         return np.empty(shape, dtype)
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
+    laid: Array = raw[start : start + nbytes].view(dtype).reshape(shape)
+    return laid
 
 
 def unshared(pair: tuple[Array | None, Array | None]) -> bool:

@@ -35,11 +35,16 @@ class Programs:
         if self.mode == "exact":
             sweep.straight = self._exact()
             return False
+        return self.replays.run(sweep, window, clocks)  # type: ignore[no-any-return]
+
+    @property
+    def replays(self) -> Any:
+        """The compiler's side of it, imported now."""
         if self._replays is None:
             from .replay import Replays
 
             self._replays = Replays(self.tape, self.mode)
-        return self._replays.run(sweep, window, clocks)  # type: ignore[no-any-return]
+        return self._replays
 
     def _exact(self) -> Any:
         if self.straight is None and not self.tape.recording and self.tape.weights != "replay":
@@ -51,6 +56,15 @@ class Programs:
     def again(self, root: Any) -> Sweep | None:
         """The sweep for the loss `root` if everything goes on as in the sweep before; None, and nothing changed, if not."""
         return None if self._replays is None else self._replays.again(root)  # type: ignore[no-any-return]
+
+    def state_dict(self, note: Any) -> Any:
+        """What a snapshot holds of it: text, numbers and lists, or None. `note` is told the leaves' slots."""
+        return None if self._replays is None else self._replays.state_dict(note)
+
+    def load_state_dict(self, state: Any, slots: Any) -> None:
+        """Go on from where `state_dict` was taken; the tape holds its segments again, in other slots."""
+        if state is not None and self.mode not in (False, "exact"):
+            self.replays.load_state_dict(state, slots)
 
     def reset(self) -> None:
         """Forget everything."""

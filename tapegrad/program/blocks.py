@@ -163,9 +163,8 @@ def collect(root: int, paths: int, given: int) -> int:
     axes, lengths, strides, base, dtype, flags). Whoever calls this holds `root`, and with it the arrays.
     `paths` (see `Paths` in `emit_numba.py`) says where they are, and which dtype and shape each must have.
     """
-    count, array_type, list_type, tuple_type, first_of_tuple = (
-        word(paths, 0), word(paths, 1), word(paths, 2), word(paths, 3), word(paths, 4),
-    )  # fmt: skip
+    count, array_type = word(paths, 0), word(paths, 1)
+    list_type, tuple_type, first_of_tuple = word(paths, 2), word(paths, 3), word(paths, 4)
     at = 5
     for number in range(count):
         found = root

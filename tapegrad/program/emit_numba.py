@@ -217,26 +217,21 @@ class NumbaProgram:
         made = self.hoist_loops
         factors = [v for v in self.plan.values.values() if v.place == "factor"]
         self.roots = {v.key: v for v in factors}
-        for value in factors:
-            self.hoisted(value.key)
+        for factor in factors:
+            self.hoisted(factor.key)
         for number, group in enumerate(self.plan.groups):
             for i, (left, width) in enumerate(group.lefts):
                 if left is not None:
-                    source = ("left", number, i)
-                    ring = made.memory(
-                        f"L{number}_{i}",
-                        (group.rows, width),
-                        group.delta.dtype,
-                        place=times("k", group.rows * width),
-                        source=source,
-                    )
+                    shape, place = (group.rows, width), times("k", group.rows * width)
+                    name, source = f"L{number}_{i}", ("left", number, i)
+                    ring = made.memory(name, shape, group.delta.dtype, place=place, source=source)
                     made.copy(ring.whole, self.hoisted(left))
-        for name, (node, views) in self.copied.items():
+        for copied, (node, views) in self.copied.items():
             value = viewed(made, self.hoisted(node), views)
-            shape = value.shape
-            source = ("copied", (node, repr(views)), shape)
-            ring = made.memory(name, shape, node.dtype, place=times("k", size_of(shape)), source=source).whole
-            made.copy(ring, value)
+            place = times("k", size_of(value.shape))
+            origin = ("copied", (node, repr(views)), value.shape)
+            held = made.memory(copied, value.shape, node.dtype, place=place, source=origin)
+            made.copy(held.whole, value)
         for node in self.held.values():
             self.hoisted(node)
         body = made.lines()
@@ -517,7 +512,7 @@ class NumbaBound:
         places = self._back.get((place, count))
         if places is None:
             capacity = self.rings.capacity
-            places = self._back[place, count] = (place - np.arange(count)) % capacity
+            places = self._back[place, count] = np.mod(place - np.arange(count), capacity)
         return places
 
     def leaves(self) -> list[Any]:
@@ -570,7 +565,7 @@ class NumbaBound:
         ]
         call = "if run(at, id(e), k):" if READS_OBJECTS else "if True:"
         source = "\n".join(["def hoist(k, e):", *lines, f"    {call}", "        slowly(k, e)"])
-        space = {f"R{i}": held for i, held in enumerate(self.lists)}
+        space: dict[str, Any] = {f"R{i}": held for i, held in enumerate(self.lists)}
         space |= {"run": run, "at": at, "slowly": slowly}
         exec(compile(source, "<tapegrad hoist>", "exec"), space)
         self._hoist_table = table
@@ -625,17 +620,22 @@ def compiled(name: str, source: str) -> tuple[Callable[..., int], bool]:
 
     from . import blocks
 
-    text = f"# {numba.__version__}\n{source}\n"
-    digest = hashlib.sha256((text + Path(blocks.__file__).read_text()).encode()).hexdigest()[:32]
+    base = f"{numba.__version__}\n{Path(blocks.__file__).read_text()}\n{source}"
+    digest = hashlib.sha256(base.encode()).hexdigest()[:32]
     if digest in COMPILED:
         return COMPILED[digest][1], True
+    unique = f"{name}_{digest}"  # in one process, where compiled functions are told apart by their names
+    text = source.replace(f"def {name}(", f"def {unique}(", 1) + "\n"
     names = ("block", "word", "set_word", "plus", "gemm", "collect", "N", "T")
     space = {name: getattr(blocks, name) for name in names} | {name: getattr(numba, name) for name in NUMBERS}
-    space |= {"np": np, "inf": np.inf, "nan": np.nan, "__name__": f"tapegrad_program_{digest}"}
-    path = kept_source(f"{digest}.py", text)
+    # What is kept on the disk names the module of its function, which has to be there when it is loaded.
+    space |= {"np": np, "inf": np.inf, "nan": np.nan, "__name__": blocks.__name__}
+    path = kept_source(f"{unique}.py", text)
     exec(compile(text, str(path or "<tapegrad program>"), "exec"), space)
-    signature = numba.int64(*[numba.int64] * space[name].__code__.co_argcount)
-    dispatcher = numba.njit(cache=path is not None, **blocks.OPTIONS)(space[name])
+    function = space[unique]
+    signature = numba.int64(*[numba.int64] * function.__code__.co_argcount)
+    options: dict[str, Any] = {**blocks.OPTIONS, "cache": path is not None}
+    dispatcher = numba.njit(**options)(function)
     dispatcher.compile(signature)
     # The function itself: choosing by the types of arguments, which are whole numbers, costs 0.1 µs.
     made = dispatcher.overloads[signature.args].entry_point

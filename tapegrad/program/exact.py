@@ -6,7 +6,7 @@ Every rule runs as it stands, so the result is that of the sweep by rules, bit f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.entry import ITEM, OUT, Entry
@@ -92,7 +92,7 @@ class Exact:
 
     def __init__(self) -> None:
         self.known: list[Straight] = []
-        self.seen: dict[Hashable, int] = {}
+        self.seen: dict[str, int] = {}
 
     def pull(self, sweep: Sweep, segment: WindowSegment, entries: Sequence[Entry]) -> bool:
         """Pull what `sweep` holds for the values of `segment` back through it. False if it is to be done by rules."""
@@ -120,9 +120,9 @@ class Exact:
                 segment.seat = straight
                 return straight
         if segment.signature is None and entries:
-            key = segment.signature = signature(entries, first) or ()
+            key = segment.signature = signature(entries, first)
             self.seen[key] = self.seen.get(key, 0) + 1
-            if key != () and self.seen[key] >= SIGHTINGS:
+            if key and self.seen[key] >= SIGHTINGS:
                 self.known = [Straight(entries, first), *self.known[: PATHS_KEPT - 1]]
                 return self.of(segment)
         return None

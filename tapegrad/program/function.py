@@ -28,7 +28,7 @@ from ..types import Array
 from .chance import watched_for_random_numbers
 from .interpreter import NotNumbers, ScalarProgram, worthwhile
 from .live import PathChanged
-from .record import LOCK, Output, Recorded, mapped, record, recording_now
+from .record import LOCK, STORED, Output, Recorded, leaves_as, mapped, record, recording_now
 from .statements import ArrayProgram
 
 KEYS, PATHS = 64, 16  # how many kinds of arguments, and paths for each, are remembered
@@ -93,17 +93,12 @@ class Path:
     def reference(self, inputs: Sequence[Any]) -> Any:
         """The differentiated results by f itself, for recorded passes: with the leaves' arrays of that time."""
         arguments, arrays = inputs[: self.template.count], inputs[self.template.count :]
-        then = [array._array if isinstance(array, Variable) else array for array in arrays]
-        with LOCK:
-            now = [leaf._array for leaf in self.leaves]
-            try:
-                for leaf, array in zip(self.leaves, then, strict=True):
-                    leaf._array = array
-                returned = self.template.call(self.f, arguments)
-            finally:
-                for leaf, array, before in zip(self.leaves, then, now, strict=True):
-                    if leaf._array is array:  # nobody assigned to it meanwhile
-                        leaf._array = before
+        then = {
+            leaf._slot: array._array if isinstance(array, Variable) else array
+            for leaf, array in zip(self.leaves, arrays, strict=True)
+        }
+        with leaves_as(lambda leaf: then[leaf._slot] if leaf._slot in then else STORED.__get__(leaf)):
+            returned = self.template.call(self.f, arguments)
         found: list[Any] = [None] * self.count
 
         def collect(output: Output, value: Any) -> None:
@@ -454,7 +449,8 @@ def compile(f: Callable[..., Any]) -> Compiled:
     is checked at each call, and another path is recorded when it comes; so is the result of `int(v)`. Other ways
     to take elements out (`float(v)`, `v.value`) raise UnsupportedError. Inside f, arrays are no `np.ndarray`s.
 
-    Higher-order gradients are recorded from f itself. Results agree with f to rounding.
+    Higher-order gradients are recorded from f itself. Results agree with f to rounding. On a CapacitorTape a call
+    is one op of its segment; a tape that holds one cannot be saved with `state_dict`.
     """
     return Compiled(f)
 

@@ -7,8 +7,8 @@ array is the same registers in another order.
 
 Nearly everything is one instruction, `out = a * b + c`: a sum is a product with 1, a product adds -0.0 (which
 changes no number, not even -0.0), a difference is a product with -1. All are exact, so a program computes what
-NumPy computes, and the loop's one branch is guessed right (2 ns an instruction, against 7 with an opcode
-for each: bench/scalar.py). Instructions that do not wait for each other are sorted by opcode for the same reason.
+NumPy computes, and the processor guesses the loop's one branch right. Instructions that do not wait for each
+other are sorted by opcode for the same reason. What it costs: bench/scalar.py.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ ARITHMETIC = frozenset({"add", "subtract", "multiply", "negative", "square", "ma
 LARGEST = 2_000_000  # instructions; beyond, translating takes minutes
 NARROW = 1 << 16  # registers that 16 bits can name
 LARGEST_ARRAY = 64  # elements
-# Elements that an op computes on average, and ops: within these limits the interpreter takes less than two
-# thirds of the time of a NumPy call for each op.
+# Elements that an op computes on average, and ops: within these limits instructions are faster than a NumPy call
+# for each op (bench/scalar.py, "arrays").
 ELEMENTS_PER_OP, FEWEST_OPS = 48, 8
+ELEMENTS_PER_OP_SLOWLY = 4  # the same without Numba
 
 
 class NotNumbers(Exception):
@@ -613,8 +614,10 @@ def interpreter() -> Callable[[Array, Array], None]:
 
 def worthwhile(nodes: Sequence[Node]) -> bool:
     """Whether ops are many and arrays tiny, so that instructions are much faster than NumPy calls."""
-    limit = 2 if interpreter() is interpret_slowly else ELEMENTS_PER_OP
-    return len(nodes) >= FEWEST_OPS and sum(map(work, nodes)) <= limit * len(nodes)
+    elements = sum(map(work, nodes))
+    if len(nodes) < FEWEST_OPS or elements > ELEMENTS_PER_OP * len(nodes):
+        return False
+    return elements <= ELEMENTS_PER_OP_SLOWLY * len(nodes) or interpreter() is not interpret_slowly
 
 
 def work(node: Node) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.generate import keep
 from ..core.variable import Variable
+from ..errors import UnsupportedError
 from ..types import Shape
 from .trace import VIEWS, Graph, Namespace, Node, Traced, Untraceable, operator
 
@@ -75,6 +76,11 @@ class Recording(Graph):
         """Whether this is being recorded now, here: others who hold a Live array see a plain one."""
         return self.open and self.thread == threading.get_ident()
 
+    @property
+    def tracing(self) -> bool:
+        """Whether rules run here, on arrays of which some have no elements."""
+        return self.mine and not self.running
+
     def input(self, name: Any, array: Any) -> Live:
         """An array that calls give."""
         node = self.node("input", name, (), array.shape, array.dtype)
@@ -83,14 +89,9 @@ class Recording(Graph):
 
     def node(self, kind: str, detail: Any, inputs: Sequence[Node], shape: Shape, dtype: Any) -> Node:
         made = super().node(kind, detail, inputs, shape, np.dtype(dtype))
-        if self.running and kind != "input" and made not in self.values:
+        if kind != "input" and made not in self.values and not self.tracing:
             value = self.values[made] = computed(made, [self.values[n] for n in inputs])
-            if kind != "number":
-                assert value.shape == made.shape and value.dtype == made.dtype, (
-                    made,
-                    value.shape,
-                    value.dtype,
-                )
+            assert kind == "number" or (value.shape, value.dtype) == (made.shape, made.dtype), made
         return made
 
     def traced(self, kind: str, detail: Any, inputs: Sequence[Node], shape: Shape, dtype: Any) -> Live:
@@ -105,7 +106,7 @@ class Recording(Graph):
 
     def guard(self, live: Live, test: Callable[[Any], Any]) -> Any:
         """The outcome of `test`, noted as something that the recorded path depends on."""
-        if not self.running:
+        if self.tracing:
             raise Untraceable("a rule branches on elements")
         outcome = test(live.elements)
         self.guards.append(Guard(live.node, test, outcome))
@@ -113,7 +114,7 @@ class Recording(Graph):
 
     def refuse(self, what: str) -> Any:
         """Raise for a way out of the trace, also if f catches it."""
-        if self.running:
+        if self.running and self.mine:
             self.refused = self.refused or f"{what}{user_line()}"
             raise Untraceable(what)
         raise Untraceable("a rule asks for elements")
@@ -131,7 +132,9 @@ class Recording(Graph):
             return keep(value)
 
         call = Call(function, tuple(place(a) for a in arguments), {k: place(v) for k, v in keywords.items()})
-        return self.called(call, inputs, call(*(self.values[n] for n in inputs)))
+        y = call(*(self.values[n] for n in inputs))
+        call.shapes = shapes_of(y)
+        return self.called(call, inputs, y)
 
     def called(self, call: Callable[..., Any], inputs: Sequence[Node], y: Any) -> Any:
         """The node of `call`, which returns arrays of the shapes of `y`."""
@@ -156,21 +159,33 @@ class Place:
 
 
 class Call:
-    """A function with everything but its traced arrays; it returns a tuple, or one array."""
+    """A function with everything but its traced arrays; it returns a tuple, or one array, of shapes that stay."""
 
     def __init__(self, function: Callable[..., Any], arguments: Any, keywords: dict[str, Any]) -> None:
         self.function, self.arguments, self.keywords = function, arguments, keywords
+        self.shapes: Any = None
 
     def __call__(self, *arrays: Any) -> Any:
         def fill(value: Any) -> Any:
             if isinstance(value, Place):
                 return arrays[value.number]
-            return type(value)(fill(v) for v in value) if type(value) in (tuple, list) else value
+            return type(value)(map(fill, value)) if type(value) in (tuple, list) else value
 
-        return self.function(*map(fill, self.arguments), **{k: fill(v) for k, v in self.keywords.items()})
+        y = self.function(*map(fill, self.arguments), **{k: fill(v) for k, v in self.keywords.items()})
+        if self.shapes is not None and shapes_of(y) != self.shapes:
+            raise UnsupportedError(
+                f"compile: {self} returned arrays of shapes {shapes_of(y)}, and of {self.shapes} when it was recorded.\n"
+                f"  The shape of a result must not depend on elements. Leave the function that calls it uncompiled."
+            )
+        return y
 
     def __str__(self) -> str:
         return getattr(self.function, "__name__", str(self.function))
+
+
+def shapes_of(y: Any) -> Any:
+    """The shapes of the arrays that a function returned."""
+    return [np.shape(a) for a in y] if isinstance(y, (tuple, list)) else np.shape(y)
 
 
 def computed(node: Node, values: Sequence[Any]) -> Any:
@@ -273,7 +288,7 @@ class Live(Traced):
             return self.graph.refuse(f"numpy.{ufunc.__name__} that writes into an array")
         if method == "__call__" and not kwargs and ufunc.nout == 1:
             return super().__array_ufunc__(ufunc, method, *inputs)
-        if not self.graph.running:
+        if self.graph.tracing:
             raise Untraceable(f"numpy.{ufunc.__name__}.{method}")
         return self.graph.call(
             getattr(ufunc, method), inputs, {k: v for k, v in kwargs.items() if k != "out"}
@@ -290,7 +305,7 @@ class Live(Traced):
         return self._called(function, args, kwargs)
 
     def _called(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if not self.graph.running:
+        if self.graph.tracing:
             raise Untraceable(f"a rule calls {function}")
         if function.__name__ in UNFIT or kwargs.get("out") is not None:
             return self.graph.refuse(
@@ -315,25 +330,18 @@ class Live(Traced):
         super().__setitem__(index, value)
 
     def _reduced(self, name: str, axis: Any, keepdims: bool, others: dict[str, Any]) -> Any:
-        if others or self.dtype.kind != "f":
-            return self._called(
-                getattr(np.ndarray, name), (self,), {"axis": axis, "keepdims": keepdims, **others}
-            )
-        return getattr(LiveNamespace(self.graph), name)(self, axis, keepdims)
+        """A reduction of floats as a node of its own, any other as a call."""
+        if not others and self.dtype.kind == "f":
+            return getattr(LiveNamespace(self.graph), name)(Traced(self.graph, self.node), axis, keepdims)
+        return self._called(
+            getattr(np.ndarray, name), (self,), {"axis": axis, "keepdims": keepdims, **others}
+        )
 
     def sum(self, axis: Any = None, keepdims: bool = False, **others: Any) -> Any:
-        return (
-            self._reduced("sum", axis, keepdims, others)
-            if others or self.dtype.kind != "f"
-            else super().sum(axis, keepdims)
-        )
+        return self._reduced("sum", axis, keepdims, others)
 
     def max(self, axis: Any = None, keepdims: bool = False, **others: Any) -> Any:
-        return (
-            self._reduced("max", axis, keepdims, others)
-            if others or self.dtype.kind != "f"
-            else super().max(axis, keepdims)
-        )
+        return self._reduced("max", axis, keepdims, others)
 
     def min(self, axis: Any = None, keepdims: bool = False, **others: Any) -> Any:
         return self._reduced("min", axis, keepdims, others)
@@ -368,7 +376,7 @@ class LiveNamespace(Namespace):
             return super().__getattr__(name)
         except AttributeError:
             function = getattr(np, name, None)
-            if name in UNFIT or not callable(function) or not self._graph.running:
+            if name in UNFIT or not callable(function) or self._graph.tracing:
                 raise
         return lambda *args, **kwargs: self._graph.call(function, args, kwargs)
 
@@ -383,11 +391,8 @@ def bare(value: Any) -> Any:
     """A live array's elements; zeros for one that has none, of the cotangents."""
     if not isinstance(value, Live):
         return value
-    return (
-        value.graph.values[value.node]
-        if value.node in value.graph.values
-        else np.zeros(value.shape, value.dtype)
-    )
+    elements = value.graph.values.get(value.node)
+    return np.zeros(value.shape, value.dtype) if elements is None else elements
 
 
 def yielding(name: str) -> Any:

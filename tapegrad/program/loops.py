@@ -21,7 +21,7 @@ from .trace import VIEWS
 VARIABLES = ("j", "r", "q", "u", "v", "x", "y")  # of loops, the innermost first
 SUPPORTED = frozenset("?bhilqBHILQfd")  # type characters
 # Rows up to which products are loops of this program's own; see bench/emit.py.
-FEW_ROWS = 2
+FEW_ROWS = 1
 # Rows up to which W @ dzᵀ, copied back, is faster in BLAS than dz @ Wᵀ (bench/floor.py).
 NARROW = 64
 

@@ -14,6 +14,7 @@ A `Form` is a cotangent that was not computed yet: a sum of arrays times factors
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -544,11 +545,9 @@ class Planner:
         if group is None:
             group = self.groups[id(delta)] = Group(delta, core.rows)
             self.plan.groups.append(group)
-        for number, (left, _) in enumerate(group.lefts):
-            if left is core.left:
-                break
-        else:
-            number = len(group.lefts)
+        known = [left for left, _ in group.lefts]
+        number = next((i for i, left in enumerate(known) if left is core.left), len(known))
+        if number == len(known):
             group.lefts.append((core.left, 1 if core.left is None else core.left.shape[-1]))
             if core.left is not None:
                 self.operand(core.left)
@@ -723,7 +722,7 @@ def disjoint(indices: Sequence[Any], shape: Shape) -> bool:
     if any(span is None for span in spans):
         return False
     ordered = sorted(spans)  # type: ignore[type-var]
-    return all(a[1] <= b[0] for a, b in zip(ordered, ordered[1:], strict=False))  # type: ignore[index]
+    return all(a[1] <= b[0] for a, b in itertools.pairwise(ordered))  # type: ignore[index]
 
 
 def runs_of(pieces: Sequence[tuple[Any, Form]], shape: Shape) -> list[list[tuple[Any, Form]]]:

@@ -1,7 +1,7 @@
 """Running a function once to learn what it computes: its forward pass, and the sweep over it, as a trace.
 
-f runs on live arrays, and so do the leaves that it closes over: while it runs, every leaf holds one. A tape of
-its own records the ops, and the sweep over that tape is traced by the same rules that a sweep follows.
+f runs on live arrays, and finds live arrays in the leaves that it closes over; other threads find what is
+stored there. A tape of its own records the ops, and the sweep over that tape is traced by the rules of the ops.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from ..ops import elementwise
 from .live import Live, Recording
 from .trace import Node, Traced, TracedBundle, Untraceable
 
-# Recording replaces the arrays of leaves: one thread at a time.
+# Recording changes the classes of leaves and what ops call: one thread at a time.
 LOCK = threading.RLock()
-NOW = threading.local()  # .recording: whether this thread records
+# Of this thread: .graph, the recording for which f runs now; .stand_in, what it finds for the arrays of leaves.
+NOW = threading.local()
 
 
 class Output:
@@ -82,18 +83,19 @@ def record(
         given.append(result(live, next_slot()) if is_variable else live)
         if is_variable:
             slots[given[-1]._slot] = live.node
-    with LOCK, closing(graph), ops_on_live_arrays(), leaves_live(graph) as leaves:
-        slots |= {slot: node for slot, (_, node) in leaves.items()}
+    leaves = Leaves(graph)
+    with LOCK, closing(graph), ops_on_live_arrays(), leaves_as(leaves):
         try:
             returned = run_on(tape, run, given, graph)
         except Untraceable as error:
             raise UnsupportedError(refusal(name, graph.refused or str(error))) from error
+        slots |= {slot: live.node for slot, (_, live) in leaves.live.items()}
         trace = Recorded(graph)
         if not graph.refused:
             refuse_values_from_outside(graph, tape._entries(), slots)
         if not graph.refused:
             sums = sweep(trace, tape._entries(), returned, slots)
-            choose(trace, arguments, slots, leaves, sums)
+            choose(trace, arguments, slots, [(leaf, live.node) for leaf, live in leaves.live.values()], sums)
     if graph.refused:
         raise UnsupportedError(refusal(name, graph.refused))
     return trace
@@ -102,17 +104,19 @@ def record(
 def run_on(tape: Tape, run: Callable[[list[Any]], Any], given: list[Any], graph: Recording) -> Any:
     """`run(given)`, recorded on `tape` and on no other."""
     token = ACTIVE.set((tape,))
-    NOW.recording = True
+    NOW.graph = graph
     try:
-        return run(given)
+        returned = run(given)
+        mapped(lambda v: v._array, returned, Variable)  # a leaf that was but handed on is read, too
+        return returned
     finally:
         ACTIVE.reset(token)
-        NOW.recording = graph.running = False
+        NOW.graph, graph.running = None, False
 
 
 def recording_now() -> bool:
     """Whether this thread runs a function to record it."""
-    return getattr(NOW, "recording", False)
+    return getattr(NOW, "graph", None) is not None
 
 
 def refusal(name: str, what: str) -> str:
@@ -132,23 +136,64 @@ def closing(graph: Recording) -> Iterator[None]:
         graph.open = graph.running = False
 
 
+# -- leaves ----------------------------------------------------------------------------------------------
+
+STORED = Variable.__dict__["_array"]
+
+
+def read(leaf: Any) -> Any:
+    """The array of a leaf, for this thread: a live one while it records, else the one that is stored."""
+    stand_in = getattr(NOW, "stand_in", None)
+    return STORED.__get__(leaf) if stand_in is None else stand_in(leaf)
+
+
+def write(leaf: Any, array: Any) -> None:
+    """Store the array of a leaf, unless this thread records."""
+    if recording_now():
+        NOW.graph.refuse("it assigns to a leaf")
+    STORED.__set__(leaf, array)
+
+
+READ_THROUGH: dict[type[Variable], type[Variable]] = {}
+
+
+def read_through(kind: type[Variable]) -> type[Variable]:
+    """The class `kind`, but what holds its arrays is `read` and `write`."""
+    if kind not in READ_THROUGH:
+        members = {"__slots__": (), "__module__": kind.__module__, "_array": property(read, write)}
+        READ_THROUGH[kind] = type(kind.__name__, (kind,), members)
+    return READ_THROUGH[kind]
+
+
 @contextlib.contextmanager
-def leaves_live(graph: Recording) -> Iterator[dict[int, tuple[Variable, Node]]]:
-    """A scope in which every leaf holds a live array."""
-    held = []
-    try:
-        for slot, leaf in list(LEAVES.items()):
-            array = leaf._array
-            live = graph.input(("leaf", slot), array)
-            held.append((slot, leaf, array, live))
-            leaf._array = live
-        yield {slot: (leaf, live.node) for slot, leaf, _, live in held}
-    finally:
-        for _, leaf, array, live in held:
-            if leaf._array is live:
-                leaf._array = array
-            else:
-                graph.refused = graph.refused or "it assigns to a leaf"
+def leaves_as(stand_in: Callable[[Variable], Any]) -> Iterator[None]:
+    """A scope in which this thread, and no other, finds `stand_in(leaf)` in the place of a leaf's array."""
+    with LOCK:
+        leaves = [(leaf, type(leaf)) for leaf in list(LEAVES.values())]
+        before = getattr(NOW, "stand_in", None)
+        NOW.stand_in = stand_in
+        try:
+            for leaf, kind in leaves:
+                leaf.__class__ = read_through(kind)
+            yield
+        finally:
+            NOW.stand_in = before
+            for leaf, kind in leaves:
+                leaf.__class__ = kind
+
+
+class Leaves:
+    """The leaves that were read: for each a live array, made when it is first asked for."""
+
+    def __init__(self, graph: Recording) -> None:
+        self.graph = graph
+        self.live: dict[int, tuple[Variable, Live]] = {}
+
+    def __call__(self, leaf: Variable) -> Live:
+        slot = leaf._slot
+        if slot not in self.live:
+            self.live[slot] = leaf, self.graph.input(("leaf", slot), STORED.__get__(leaf))
+        return self.live[slot][1]
 
 
 # -- the sweep -------------------------------------------------------------------------------------------
@@ -207,7 +252,7 @@ def choose(
     trace: Recorded,
     arguments: Sequence[Node],
     slots: dict[int, Node],
-    leaves: dict[int, tuple[Variable, Node]],
+    leaves: Sequence[tuple[Variable, Node]],
     sums: dict[int, Any],
 ) -> None:
     """Say which nodes are needed: for the results and the guards, and then for the adjoints."""
@@ -215,7 +260,7 @@ def choose(
     found = {node: graph.lift(cast(sums[slot], node)) for slot, node in slots.items() if slot in sums}
     forward = reached([*trace.results, *(guard.node for guard in graph.guards)])
     needed = reached([*found.values(), *forward])
-    read = [(leaf, node) for leaf, node in leaves.values() if node in needed]
+    read = [(leaf, node) for leaf, node in leaves if node in needed]
     trace.leaves = [leaf for leaf, _ in read]
     trace.inputs = [*arguments, *(node for _, node in read)]
     trace.adjoints = [found.get(node) for node in trace.inputs]

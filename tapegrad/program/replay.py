@@ -10,10 +10,11 @@ Whatever does not fit is left to the sweep by rules: nothing here changes what a
 
 from __future__ import annotations
 
+import re
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..core.schedule import Sliding
 from ..core.sweep import Joints, Sweep
 from ..core.variable import Result
 from ..core.window import Clock, WindowSegment
+from ..errors import ArgumentError
 from .emit_numpy import Bound, NumpyProgram
 from .plan import Group, Planner
 from .rings import Rings, Settled
@@ -43,7 +45,7 @@ class Template:
     `links`: by the template of the next older segment, the positions there of the values read from before.
     """
 
-    def __init__(self, key: Hashable, entries: Sequence[Entry], first: int) -> None:
+    def __init__(self, key: str, entries: Sequence[Entry], first: int) -> None:
         self.key = key
         self.matcher = Matcher(entries, first)
         self.match = self.matcher.match
@@ -75,7 +77,7 @@ class Template:
 # positions of the entries whose outputs carry cotangents; and what feeds them at the next segment, in a loop
 Pattern = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
 
-TEMPLATES: OrderedDict[Hashable, Template] = OrderedDict()
+TEMPLATES: OrderedDict[str, Template] = OrderedDict()
 
 
 class Seat:
@@ -152,11 +154,60 @@ class Replays:
     def __init__(self, tape: Any, mode: Any) -> None:
         self.tape, self.mode = tape, mode
         self.rings: OrderedDict[Template, TapeRings] = OrderedDict()
-        self.seen: dict[Hashable, int] = {}
+        self.seen: dict[str, int] = {}
+        self.promised: dict[str, tuple[int, int]] = {}  # capacity and next place of rings that a snapshot had
         self.outstanding: Settlement | None = None  # gradients that may still be products of rings
         self.latest: Callable[[], Sweep | None] = nobody  # the last sweep, if somebody holds it
         self.recorded = tape.weights == "recorded"
         self.steady: Steady | None = None  # how the last sweep can be repeated
+
+    # -- snapshots -----------------------------------------------------------------------------------
+
+    def state_dict(self, note: Callable[[int], Any]) -> dict[str, Any]:
+        """Who sits where, so that a tape that is resumed adds up in the same order: text, numbers and lists.
+
+        `note` is told the slots of leaves; a signature with a leaf of which it will not hear is left out.
+        """
+
+        def noted(key: str) -> bool:
+            try:
+                for found in re.findall(r"leaf(-\d+)", key):
+                    note(int(found))
+            except ArgumentError:
+                return False
+            return True
+
+        return {
+            "seen": [[key, count] for key, count in self.seen.items() if noted(key)],
+            "rings": [[t.key, r.capacity, r.next] for t, r in self.rings.items() if noted(t.key)],
+            # A place, -1 for a segment that was counted and has none, None for one that was never looked at.
+            "places": [
+                s.seat.place if s.seat else None if s.signature is None else -1 for s in self.tape._closed
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], slots: Callable[[int], int]) -> None:
+        """Seat the segments of the tape as `state_dict` says; `slots` turns the slots of then into those of now."""
+
+        def now(key: str) -> str:
+            return re.sub(r"leaf(-\d+)", lambda found: f"leaf{slots(int(found[1]))}", key)
+
+        self.seen = {now(key): count for key, count in state["seen"]}
+        self.promised = {now(key): (capacity, following) for key, capacity, following in state["rings"]}
+        for segment, place in zip(self.tape._closed, state["places"], strict=True):
+            if place is None:
+                continue
+            segment.signature = key = signature(segment.entries, segment.first)
+            if place < 0:
+                continue
+            template = self.template(key, segment)
+            if template not in self.rings:
+                self.give_rings(template, 0)
+            rings, before = self.rings[template], template.match(segment.entries, segment.first)
+            assert before is not None, "an entry was not restored as it was"
+            rings.holders[place] = segment
+            segment.seat = Seat(segment, rings, place, before)
+            segment.seat.follow(self.older(segment))
 
     # -- seats ---------------------------------------------------------------------------------------
 
@@ -170,7 +221,7 @@ class Replays:
             return self.seated(segment, *known)
         entries, first = segment.entries, segment.first
         key = self.sight(segment)
-        if key == () or self.seen.get(key, 0) < SIGHTINGS:
+        if not key or self.seen.get(key, 0) < SIGHTINGS:
             return None
         template = self.template(key, segment)
         if template not in self.rings:
@@ -186,18 +237,18 @@ class Replays:
                 return rings, before
         return None
 
-    def sight(self, segment: WindowSegment) -> Hashable:
-        """The segment's signature, counted once; () if it has none."""
-        key: Hashable = segment.signature
+    def sight(self, segment: WindowSegment) -> str:
+        """The segment's signature, counted once; "" if it has none."""
+        key: str | None = segment.signature
         if key is None:
-            key = segment.signature = signature(segment.entries, segment.first) or ()
+            key = segment.signature = signature(segment.entries, segment.first)
             self.seen[key] = self.seen.get(key, 0) + 1
             while len(self.seen) > SIGNATURES_KEPT:
                 del self.seen[next(iter(self.seen))]
         return key
 
     @staticmethod
-    def template(key: Hashable, segment: WindowSegment) -> Template:
+    def template(key: str, segment: WindowSegment) -> Template:
         made = TEMPLATES.get(key)
         if made is None:
             made = TEMPLATES[key] = Template(key, segment.entries, segment.first)
@@ -207,7 +258,9 @@ class Replays:
 
     def give_rings(self, template: Template, capacity: int) -> None:
         """New rings for a signature; those that were used longest ago go where there are many."""
+        capacity, following = self.promised.pop(template.key, (capacity, 0))
         self.rings[template] = TapeRings(template, capacity, self.recorded)
+        self.rings[template].next = following
         while len(self.rings) > PATHS_KEPT:
             _, gone = self.rings.popitem(last=False)
             self.unseat(gone)
@@ -251,8 +304,8 @@ class Replays:
         if not joints.all_collected or any(len(s.spans) != 1 or s.guarded for s in window):
             return False
         handed_in = {loss.slot for segment in window for loss in segment.losses}
-        if not handed_in.issuperset(sweep.kept):
-            return False
+        if any(segment.holds(slot) for slot in sweep.kept if slot not in handed_in for segment in window):
+            return False  # somebody asks for an adjoint inside
         full = [segment for segment in window if segment.entries]
         unknown = [segment for segment in full if segment.seat is None and not self.known(segment)]
         for segment in unknown:

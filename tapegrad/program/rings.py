@@ -58,7 +58,6 @@ class Rings:
         self.settled: dict[Any, Settled] = {}
         self.holders: list[Any] = [None] * capacity
         self.next = 0
-        self.high = 0  # places ever used
 
     def take(self, holder: Any) -> int:
         """A free place for `holder`, or -1 if there is none."""
@@ -68,7 +67,6 @@ class Rings:
             if held is None or not held.held:
                 self.holders[place] = holder
                 self.next = (place + 1) % self.capacity
-                self.high = max(self.high, place + 1)
                 return place
         return -1
 

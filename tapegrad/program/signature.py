@@ -23,7 +23,7 @@ Before = tuple[int, ...]
 
 
 class Wiring:
-    """Names for the slots of a segment: ("local", position), ("before", number), ("leaf", slot) or ("none",)."""
+    """Names for the slots of a segment: ("local", position), ("before", number), "leaf-7" by slot, or ("none",)."""
 
     def __init__(self, entries: Sequence[Entry], first: int) -> None:
         self.first = first
@@ -36,7 +36,7 @@ class Wiring:
         if slot == 0:
             return ("none",)
         if slot < 0:
-            return ("leaf", slot)
+            return f"leaf{slot}"
         if slot in self.position:
             return ("local", self.position[slot])
         return ("before", self.before.setdefault(slot, len(self.before)))
@@ -54,19 +54,26 @@ def kept_by(entry: Entry) -> tuple[Any, ...]:
     return entry[SLOTS + 1 :] if entry[0] is ITEM else entry[SLOTS + len(entry[0].primitive.differentiable) :]
 
 
-def signature(entries: Sequence[Entry], first: int) -> Hashable | None:
-    """What `entries` have in common with segments of the same program; None if that cannot be said."""
+def signature(entries: Sequence[Entry], first: int) -> str:
+    """What `entries` have in common with segments of the same program, as text; "" if that cannot be said.
+
+    Text, so that a snapshot can hold it: ops stand in it by their names, and leaves as `leaf-7` by slot.
+    """
     wiring = Wiring(entries, first)
     try:
-        key = tuple(
-            (id(entry[0]), entry[SHAPE], entry[DTYPE], tuple(map(wiring.name, slots_of(entry))),
-             tuple(map(kind, kept_by(entry))))
+        return repr([
+            (named(entry[0]), entry[SHAPE], entry[DTYPE], [*map(wiring.name, slots_of(entry))], [*map(kind, kept_by(entry))])
             for entry in entries
-        )  # fmt: skip
-        hash(key)
+        ])  # fmt: skip
     except TypeError:
-        return None
-    return key
+        return ""
+
+
+def named(variant: Any) -> str:
+    """An op and which of its arguments are differentiated."""
+    if variant is ITEM:
+        return "item"
+    return f"{variant.name}({', '.join(variant.live)}){'*' if variant.broadcast else ''}"
 
 
 def kind(value: Any) -> Hashable:
@@ -109,7 +116,7 @@ class Matcher:
 
 def match_source(entries: Sequence[Entry], first: int) -> tuple[str, dict[str, Any]]:
     """The matcher of a signature as Python source, and the objects that it names."""
-    space: dict[str, Any] = {"ndarray": np.ndarray}
+    space: dict[str, Any] = {"ndarray": np.ndarray, "same": same_memory}
     named: dict[int, str] = {}
 
     def name(value: Any, prefix: str) -> str:
@@ -174,6 +181,11 @@ def match_source(entries: Sequence[Entry], first: int) -> tuple[str, dict[str, A
     return "\n".join(lines), space
 
 
+def same_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays are one, seen through two objects (as after a snapshot was loaded)."""
+    return a is not None and b is not None and a.__array_interface__ == b.__array_interface__
+
+
 def residual_checks(
     value: Any,
     slot: Any,
@@ -185,7 +197,9 @@ def residual_checks(
     """Comparisons that make sure of a residual's kind. What has a slot is known by it, from its second time on."""
     if isinstance(slot, int) and slot and isinstance(value, np.ndarray | np.generic | None):
         if slot in seen:  # a leaf that was assigned to between two reads is two arrays
-            checks.extend([f"{variable} is {seen[slot]}"] if slot < 0 else [])
+            checks.extend(
+                [f"({variable} is {seen[slot]} or same({variable}, {seen[slot]}))"] if slot < 0 else []
+            )
             return
         seen[slot] = variable
         if slot < 0:

@@ -7,6 +7,7 @@ input is a residual of the segment, a cotangent that enters it, or a number.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -415,7 +416,7 @@ class Namespace:
         pieces = np.split(np.arange(a.shape[axis]), indices_or_sections)
         before = (slice(None),) * (axis % a.ndim)
         starts = np.cumsum([0, *(len(p) for p in pieces)]).tolist()
-        return [a[(*before, slice(i, j))] for i, j in zip(starts, starts[1:], strict=False)]
+        return [a[(*before, slice(i, j))] for i, j in itertools.pairwise(starts)]
 
     def take(self, a: Any, indices: Any, axis: int = 0) -> Any:
         return self._of(a)[(*(slice(None),) * (axis % a.ndim), indices)]
@@ -549,11 +550,7 @@ def pulled(graph: Graph, residuals: Residuals, at: int, entry: Entry, ct: Any) -
         if entry[0].primitive.formula is not None:
             return by_formula(traced, ct)
         return list(entry[0].pull(traced, ct))
-    except (Untraceable, AttributeError, TypeError) as error:
-        import os
-
-        if os.environ.get("DBG"):
-            print("UNTRACED", entry[0].name, repr(error))
+    except (Untraceable, AttributeError, TypeError):
         return called(graph, at, entry, ct)
 
 
