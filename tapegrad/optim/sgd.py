@@ -9,6 +9,7 @@ import numpy as np
 from ..core.variable import Parameter
 from ..errors import ArgumentError
 from ..kernels import choice
+from ..program.settle import Deferred
 from ..types import Array
 from .optimizer import Optimizer, require_finite
 
@@ -30,6 +31,12 @@ class SGD(Optimizer):
         # Without a velocity nothing is changed before the end, so one pass can compute and check.
         lr, made = float(self.lr), []
         for i, p in enumerate(self.params):
+            put_off = p._grad
+            if type(put_off) is Deferred:
+                new = self.room(i, p)
+                if put_off.descend(p._array, new, lr):  # the product goes straight to the weights
+                    made.append((i, p, new))
+                    continue
             grad = p.grad
             if grad is not None:
                 new = self.room(i, p)

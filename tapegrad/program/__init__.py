@@ -57,6 +57,20 @@ class Programs:
         """The sweep for the loss `root` if everything goes on as in the sweep before; None, and nothing changed, if not."""
         return None if self._replays is None else self._replays.again(root)  # type: ignore[no-any-return]
 
+    def source(self) -> str:
+        """The programs as text."""
+        if self.mode is False:
+            return "# compile=False: swept by rules"
+        if self.straight is not None:
+            return self.straight.source()
+        text = "" if self._replays is None else self._replays.source()
+        return text or "# no program yet: a segment is compiled when one like it has been recorded twice"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rings and buffers of the programs."""
+        return 0 if self._replays is None else self._replays.nbytes
+
     def state_dict(self, note: Any) -> Any:
         """What a snapshot holds of it: text, numbers and lists, or None. `note` is told the leaves' slots."""
         return None if self._replays is None else self._replays.state_dict(note)
@@ -71,4 +85,20 @@ class Programs:
         self._replays = self.straight = None
 
 
+class ProgramText(str):
+    """The source of a tape's programs: `print(tape.program())`."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def program(tape: CapacitorTape) -> ProgramText:
+    """The adjoint programs by which `tape` sweeps now, as source with the op that each line came from.
+
+    One for each signature and each set of outputs that carry cotangents; a comment if there is none yet.
+    """
+    return ProgramText(tape._programs.source())
+
+
 CapacitorTape.programs = Programs
+CapacitorTape.program = program  # type: ignore[attr-defined]

@@ -72,6 +72,7 @@ class Straight:
 
     def __init__(self, entries: Sequence[Entry], first: int) -> None:
         self.match = Matcher(entries, first).match
+        self.sources: list[str] = []
         self._pulls: dict[frozenset[int], tuple[Callable[..., None], frozenset[int]]] = {}
 
     def pull(
@@ -84,6 +85,7 @@ class Straight:
             space: dict[str, Any] = {}
             exec(compile(source, "<tapegrad exact>", "exec"), space)
             made = self._pulls[entering] = space["pull"], bare
+            self.sources.append(source)
         return made
 
 
@@ -111,6 +113,10 @@ class Exact:
             sweep.kept[slot] = sums[slot]
         pull(entries, sums.pop, sweep.add)
         return True
+
+    def source(self) -> str:
+        """The straight lines as text."""
+        return "\n\n".join(source for straight in self.known for source in straight.sources)
 
     def of(self, segment: WindowSegment) -> Straight | None:
         """What sweeps the segments that are like this one, from the second on."""

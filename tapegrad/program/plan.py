@@ -437,9 +437,10 @@ class Planner:
             index, form = run[0]
             if len(run) == 1 or factors is None:
                 for at, piece in run:
-                    terms = [self.finished(term) for term in piece.terms]
                     if factors is not None and len(piece.terms) == 1 and piece.terms[0].factor is not None:
-                        terms = [(piece.terms[0].ref, 1.0, factors.seen("getitem", at))]
+                        terms: Any = [(piece.terms[0].ref, 1.0, factors.seen("getitem", at))]
+                    else:
+                        terms = [self.finished(term) for term in piece.terms]
                     self.step("combine", Ref(value).seen("getitem", at), terms, None)
                 continue
             *lead, width = form.shape
@@ -689,11 +690,13 @@ def joint_term(a: Term, b: Term, graph: Graph) -> Term:
     """The sum of two terms of one array."""
     if a.factor is b.factor:
         return Term(a.ref, a.coefficient + b.coefficient, a.factor)
-    factors = []
-    for term in (a, b):
-        factor: Any = 1.0 if term.factor is None else Traced(graph, term.factor)
-        factors.append(factor if term.coefficient == 1.0 else factor * term.coefficient)
-    return Term(a.ref, 1.0, (factors[0] + factors[1]).node)
+    if a.coefficient < 0 < b.coefficient:
+        a, b = b, a
+    one, other = (1.0 if t.factor is None else Traced(graph, t.factor) for t in (a, b))
+    scaled = one if a.coefficient == 1.0 else one * a.coefficient
+    size = abs(b.coefficient)
+    other = other if size == 1.0 else other * size
+    return Term(a.ref, 1.0, (scaled - other if b.coefficient < 0 else scaled + other).node)
 
 
 def start_of(index: Any) -> int:

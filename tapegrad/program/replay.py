@@ -14,7 +14,7 @@ import re
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -49,6 +49,7 @@ class Template:
         self.key = key
         self.matcher = Matcher(entries, first)
         self.match = self.matcher.match
+        self.ops = ", ".join(f"{at} {entry[0].name}" for at, entry in enumerate(entries))
         self.residuals = Residuals(Graph())
         self._programs: dict[Any, NumpyProgram] = {}
 
@@ -123,7 +124,8 @@ class TapeRings(Rings):
         self.template, self.recorded = template, recorded
         self.bound: dict[Pattern, Bound] = {}
         self.link: tuple[int, ...] | None = None  # the latest seat's
-        self.loops: dict[Any, tuple[Bound, Bound] | None] = {}
+        self.bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.nothing: dict[int, Any] = {}
 
     def program(self, pattern: Pattern, segment: WindowSegment) -> Bound:
         """The program for cotangents that enter as `pattern` says."""
@@ -135,17 +137,34 @@ class TapeRings(Rings):
             bound = self.bound[pattern] = made.bind(self)
         return bound
 
+    def body(self, link: tuple[int, ...], segment: WindowSegment) -> tuple[int, ...]:
+        """The positions at which cotangents enter again and again where `link` repeats itself; () if they do not."""
+        if link not in self.bodies:
+            entering = tuple(sorted(set(link))) if len(set(link)) == len(link) else ()
+            while entering:
+                left = tuple(sorted({link[n] for n in self.program((entering, ()), segment).leaving}))
+                if left == entering:
+                    break
+                entering = left if len(left) < len(entering) else ()
+            self.bodies[link] = entering
+        return self.bodies[link]
+
     def loop(self, entering: tuple[int, ...], link: tuple[int, ...], segment: WindowSegment) -> Bound | None:
-        """The program that repeats itself over segments linked by `link`, if what leaves one enters the next."""
-        key = (entering, link)
-        if key not in self.loops:
-            single = self.program((entering, ()), segment)
-            feeds = {link[n]: n for n in single.leaving}
-            closed = tuple(sorted(feeds)) == entering and len(feeds) == len(single.leaving)
-            self.loops[key] = (
-                self.program((entering, tuple(sorted(feeds.items()))), segment) if closed else None
-            )
-        return self.loops[key]
+        """The program that repeats itself over segments linked by `link`; other positions have one seed for all."""
+        body = self.body(link, segment)
+        if not body or not set(entering).issuperset(body):
+            return None
+        left = self.program((entering, ()), segment).leaving
+        feeds = {link[n]: n for n in left}
+        if tuple(sorted(feeds)) != body:
+            return None
+        return self.program((entering, tuple(sorted(feeds.items()))), segment)
+
+    def zeros(self, position: int, entry: Entry) -> Any:
+        """A cotangent of nothing for the output at `position`."""
+        if position not in self.nothing:
+            self.nothing[position] = np.zeros(entry[SHAPE], entry[DTYPE])
+        return self.nothing[position]
 
 
 class Replays:
@@ -160,6 +179,24 @@ class Replays:
         self.latest: Callable[[], Sweep | None] = nobody  # the last sweep, if somebody holds it
         self.recorded = tape.weights == "recorded"
         self.steady: Steady | None = None  # how the last sweep can be repeated
+
+    def source(self) -> str:
+        """The programs as text."""
+        texts = []
+        for number, rings in enumerate(self.rings.values()):
+            for (entering, feeds), bound in rings.bound.items():
+                title = f"# signature {number}: {rings.template.ops}\n# cotangents enter at {', '.join(f'entry {at}' for at in entering)}"
+                if feeds:
+                    title += "; what leaves a segment enters the next one: " + ", ".join(
+                        f"n{n} is c{at}" for at, n in feeds
+                    )
+                texts.append(f"{title}\n\n{bound.program.source}")
+        return "\n\n\n".join(texts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rings and buffers."""
+        return sum(rings.nbytes for rings in self.rings.values())
 
     # -- snapshots -----------------------------------------------------------------------------------
 
@@ -338,9 +375,10 @@ class Replays:
         at, count, body = found.looped
         newest = window[-1]
         plain = type(clock.schedule) is Sliding and len(window) == len(tape._closed) == count + 1
-        if not plain or at != len(window) - 2 or newest.entries[found.first[0]][SHAPE] != ():
+        (position, *others), head = found.first
+        if not plain or others or at != len(window) - 2 or newest.entries[position][SHAPE] != ():
             return None
-        made = Steady(self, newest, found.first[0], found.first[1], body)
+        made = Steady(self, newest, position, head, body)
         made.newest, made.count = newest, len(window)
         return made
 
@@ -388,6 +426,10 @@ class Steady:
         left = dict(zip(head.leaving, head.joints, strict=True))
         self.enters = [left[feeds[at]][0] for at in body.entering]
         self.seed = np.ones((), segment.entries[position][DTYPE])
+        zeros = self.rings.zeros
+        self.starts = [
+            self.seed if at == position else zeros(at, segment.entries[at]) for at in head.entering
+        ]
         self.settled: dict[tuple[int, int], dict[int, list[Product]]] = {}
         self.newest: WindowSegment | None = None
 
@@ -419,7 +461,7 @@ class Steady:
                     rings.filled[place] = seat
             for total in bound.totals.values():
                 total.fill(0)
-        head.sweep(head.back(place, 1), 0, head.leaves(), (self.seed,), head.joints, self.rings.entries_at)
+        head.sweep(head.back(place, 1), 0, head.leaves(), self.starts, head.joints, self.rings.entries_at)
         behind = body.back((place - 1) % self.rings.capacity, count - 1)
         body.sweep(behind, 1, body.leaves(), self.enters, body.joints, self.rings.entries_at)
         self.newest, self.count = segment, count
@@ -489,17 +531,12 @@ class Steady:
 
 def add_products(made: dict[int, list[Product]], rings: Settled, group: Group, places: list[int]) -> None:
     """Note the products of one group over the rows in `places`, by leaf slot."""
-    blocks = blocks_of(places)
+    rows = [slice(start * rings.rows, stop * rings.rows) for start, stop in blocks_of(places)]
+    lefts = [[left[r] for r in rows] for left in rings.left_rows]
+    deltas = [rings.delta_rows[r] for r in rows]
     for slot, number, chain in group.targets:
-        left = rings.left_rows[number]
-        parts = [
-            (
-                None if left is None else left[i * rings.rows : j * rings.rows],
-                rings.delta_rows[i * rings.rows : j * rings.rows],
-            )
-            for i, j in blocks
-        ]
-        made.setdefault(slot, []).append(Product(parts, chain))
+        blocks = [*zip(lefts[number], deltas, strict=True)]
+        made.setdefault(slot, []).append(Product(blocks, chain))
 
 
 class Pass:
@@ -515,7 +552,7 @@ class Pass:
         self.seeded: set[int] = set()
         self.kept: dict[int, Any] = {}
         self.looped: tuple[int, int, Bound] | None = None
-        self.first: tuple[int, Bound] | None = None  # the newest segment's position and program
+        self.first: tuple[tuple[int, ...], Bound] | None = None  # the newest segment's positions and program
 
     def walk(self, window: Sequence[WindowSegment]) -> bool:
         """From the newest segment to the oldest; False if a cotangent has no known place."""
@@ -559,30 +596,42 @@ class Pass:
         if -1 in positions or len(positions) < len(here):
             return False
         seat = segment.seat
-        bound = seat.rings.program((tuple(sorted(positions)), ()), segment)
+        bound = self.single(segment, positions)
         for at, slot in positions.items():
             if slot in self.sweep.kept:
                 if at not in bound.bare:
                     return False  # somebody asks for an adjoint that is more than what enters
                 self.kept[slot] = here[slot]
-        if len(self.at_joints) == 0 and len(positions) == 1:
-            self.first = (bound.entering[0], bound)
-        ins = [self.pending.pop(positions[at]) for at in bound.entering]
+        if not self.at_joints:
+            self.first = (tuple(positions), bound)
+        ins = self.entering(bound, segment, positions)
+        for slot in here:
+            del self.pending[slot]
         self.prepare(segment, bound)
         joint = len(self.at_joints)
         bound.sweep(
-            bound.back(seat.place, 1),
-            joint,
-            bound.leaves(),
-            ins,
-            bound.joints,
-            lambda k: segment.entries_today(),
+            bound.back(seat.place, 1), joint, bound.leaves(), ins, bound.joints, seat.rings.entries_at
         )
         for number, cts in zip(bound.leaving, bound.joints, strict=True):
             slot = seat.before[number]
             held = self.pending.get(slot)
             self.pending[slot] = cts[joint] if held is None else held + cts[joint]
         return True
+
+    def single(self, segment: WindowSegment, positions: Iterable[int]) -> Bound:
+        """The program for a segment. Where the loop's body is known it has its entrances too, so that both share factors."""
+        seat = segment.seat
+        link = seat.rings.link
+        body = seat.rings.body(link, segment) if link is not None else ()
+        return seat.rings.program((tuple(sorted({*positions, *body})), ()), segment)  # type: ignore[no-any-return]
+
+    def entering(self, bound: Bound, segment: WindowSegment, positions: dict[int, int]) -> list[Any]:
+        """What enters a segment, in the program's order: nothing where nothing is pending."""
+        zeros = segment.seat.rings.zeros
+        return [
+            self.pending[positions[at]] if at in positions else zeros(at, segment.entries[at])
+            for at in bound.entering
+        ]
 
     def loop(self, window: Sequence[WindowSegment], at: int) -> int:
         """Sweep as many segments as one program can; returns how many."""
@@ -592,13 +641,17 @@ class Pass:
         slots = {position_of(segment.entries, slot): slot for slot in self.pending}
         if -1 in slots or count < 2:
             return 0
-        bound = seat.rings.loop(tuple(sorted(slots)), seat.link, segment)
-        if bound is None or any(slot in self.sweep.kept for slot in self.pending):
+        bound = seat.rings.loop(seat.rings.body(seat.link, segment), seat.link, segment)
+        if (
+            bound is None
+            or not set(slots).issubset(bound.entering)
+            or any(slot in self.sweep.kept for slot in self.pending)
+        ):
             return 0
         for i in range(at - count + 1, at + 1):
             self.prepare(window[i], bound)
         joint = len(self.at_joints)
-        ins = [self.pending[slots[position]] for position in bound.entering]
+        ins = self.entering(bound, segment, slots)
         bound.sweep(
             bound.back(seat.place, count), joint, bound.leaves(), ins, bound.joints, seat.rings.entries_at
         )

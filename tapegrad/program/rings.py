@@ -34,8 +34,8 @@ class Settled:
         self.delta, self.lefts = delta, lefts
         self.rows = delta.shape[1]
         self.delta_rows = delta.reshape(-1, delta.shape[-1])
-        self.left_rows = [None if a is None else a.reshape(-1, a.shape[-1]) for a in lefts]
-        self.ones = np.ones(len(self.delta_rows), delta.dtype)
+        ones = np.ones(len(self.delta_rows), delta.dtype)
+        self.left_rows = [ones if a is None else a.reshape(-1, a.shape[-1]) for a in lefts]
         self.filled: list[Any] = [None] * len(delta)
 
 

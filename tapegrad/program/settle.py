@@ -18,18 +18,23 @@ from ..core.variable import LEAVES
 from ..types import Array
 
 
-class Product(list[Any]):
-    """Blocks (left rows or None for ones, delta rows) of one parameter's gradient, and the maps after the sum."""
+class Product:
+    """Σ leftᵀ @ delta over `blocks` of (left rows, delta rows), and the linear maps `chain` after the sum.
 
-    def __init__(self, blocks: Sequence[tuple[Array | None, Array]], chain: tuple[Any, ...]) -> None:
-        super().__init__(blocks)
-        self.chain = chain
+    A left with one axis holds ones: the sum of delta's rows.
+    """
+
+    __slots__ = ("blocks", "chain", "reshaped")
+
+    def __init__(self, blocks: Sequence[tuple[Array, Array]], chain: tuple[Any, ...]) -> None:
+        self.blocks, self.chain = blocks, chain
+        self.reshaped = all(not isinstance(link, float) and link[0] == "reshape" for link in chain)
 
     def formed(self) -> Array:
-        """The gradient."""
+        """The gradient, an array that nobody else has."""
         made = None
-        for left, delta in self:
-            part = np.add.reduce(delta, axis=0, keepdims=True) if left is None else np.dot(left.T, delta)
+        for left, delta in self.blocks:
+            part = np.dot(left.T, delta)
             made = part if made is None else np.add(made, part, out=made)
         assert made is not None
         for link in self.chain:
@@ -40,6 +45,25 @@ class Product(list[Any]):
                 made = made.reshape(*arguments) if method == "reshape" else made.transpose(*arguments)
         return made
 
+    def add_to(self, array: Array, scale: float) -> bool:
+        """`array` += scale · gradient, without forming that. False, and nothing is changed, if BLAS cannot do it."""
+        blas = blas_of(array.dtype)
+        if (
+            blas is None
+            or not self.reshaped
+            or not array.flags.c_contiguous
+            or array.dtype != self.blocks[0][1].dtype
+        ):
+            return False
+        gemm, gemv = blas
+        for left, delta in self.blocks:
+            if left.ndim == 1:
+                gemv(scale, delta.T, left, beta=1.0, y=array.reshape(-1), overwrite_y=1)
+            else:
+                flat = array.reshape(left.shape[1], delta.shape[1])
+                gemm(scale, delta.T, left.T, beta=1.0, c=flat.T, trans_b=1, overwrite_c=1)
+        return True
+
 
 class Settlement:
     """What one sweep found for the parameters: products by leaf slot, and arrays that were summed on the way."""
@@ -49,6 +73,7 @@ class Settlement:
         self.totals: dict[int, list[Array]] = {}
         self.formed: dict[int, Array] | None = None
         self.deferred: list[Deferred] = []
+        self._squares: dict[int, float] = {}
 
     def form(self) -> dict[int, Array]:
         """Every gradient by slot, as arrays of the sweep's own."""
@@ -77,6 +102,17 @@ class Settlement:
         assert made is not None
         return made
 
+    def finite(self, product: Product) -> bool:
+        """Whether the factors of a product are finite, and small enough for it to be finite as well."""
+        squares = 0.0
+        for rows in (rows for block in product.blocks for rows in block if rows.ndim > 1):
+            key = id(rows)
+            if key not in self._squares:
+                flat = rows.reshape(-1)
+                self._squares[key] = float(np.dot(flat, flat))
+            squares += self._squares[key]
+        return math.isfinite(squares)
+
     def deliver(self) -> None:
         """Give every leaf its gradient, put off where it has none yet."""
         for slot in (*self.products, *(s for s in self.totals if s not in self.products)):
@@ -91,7 +127,8 @@ class Settlement:
 
     def release(self) -> None:
         """Form every gradient that was put off and that a leaf still has: the rings are to be written to."""
-        for deferred in self.deferred:
+        put_off, self.deferred = self.deferred, []
+        for deferred in put_off:
             leaf: Any = LEAVES.get(deferred.slot)
             if leaf is not None and leaf._grad is deferred:
                 deferred.form()
@@ -108,46 +145,40 @@ class Deferred:
     def form(self) -> Array:
         """The gradient as an array of the leaf's dtype and shape, its owner's own."""
         leaf: Any = LEAVES[self.slot]
+        made = self.settlement.one(self.slot)
         leaf._grad = None
-        leaf.accumulate_grad(self.settlement.one(self.slot))
+        if made.dtype == leaf.dtype and made.shape == leaf.shape:
+            leaf._grad = made
+        else:
+            leaf.accumulate_grad(made)
         return leaf._grad  # type: ignore[no-any-return]
 
-    def finite(self) -> bool:
-        """Whether no factor of the products holds a NaN or an infinity, or is so large that a product could."""
-        squares = 0.0
-        for product in self.settlement.products[self.slot]:
-            for left, delta in product:
-                squares += float(np.vdot(delta, delta))
-                squares += 0.0 if left is None else float(np.vdot(left, left))
-        return math.isfinite(squares)
-
     def descend(self, value: Array, new: Array, lr: float) -> bool:
-        """`new` = `value` - lr · gradient, without forming the gradient. False if it cannot be done so."""
+        """`new` = `value` - lr · gradient, without forming the gradient. False if that is to be done.
+
+        It is, too, where a factor is not finite or so large that a product might not be.
+        """
         products = self.settlement.products[self.slot]
-        add = gemm(value.dtype)
-        if add is None or len(products) > 1 or products[0].chain or not new.flags.c_contiguous:
+        if len(products) > 1 or not self.settlement.finite(products[0]):
             return False
         np.copyto(new, value)
-        for left, delta in products[0]:
-            if left is None:
-                return False
-            add(-lr, delta.T, left.T, beta=1.0, c=new.T, trans_b=1, overwrite_c=1)
-        return True
+        return products[0].add_to(new, -lr)
 
 
-GEMM: dict[Any, Callable[..., Any] | None] = {}
+# By dtype: BLAS's matrix and vector products in place, for Fortran-ordered arrays; None without SciPy.
+BLAS: dict[Any, tuple[Callable[..., Any], Callable[..., Any]] | None] = {}
 
 
-def gemm(dtype: Any) -> Callable[..., Any] | None:
-    """BLAS's C ← alpha A Bᵀ + beta C, in place, for Fortran-ordered arrays; None without SciPy."""
-    if dtype not in GEMM:
-        made = None
+def blas_of(dtype: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """(gemm, gemv) for `dtype`."""
+    if dtype not in BLAS:
+        BLAS[dtype] = None
         if dtype in (np.float32, np.float64):
             try:
                 from scipy.linalg import blas
             except ImportError:
                 pass
             else:
-                made = blas.sgemm if dtype == np.float32 else blas.dgemm
-        GEMM[dtype] = made
-    return GEMM[dtype]
+                single = dtype == np.float32
+                BLAS[dtype] = (blas.sgemm, blas.sgemv) if single else (blas.dgemm, blas.dgemv)
+    return BLAS[dtype]
