@@ -154,14 +154,14 @@ def lstm_sequence_pullback(
     if whole is not None:
         whole(in_order(ct_hs, dtype), c_before, gates, tanh_cs, w_h, ct_z, ct_h, ct_c)
         return ct_z, ct_h, ct_c
-    kernel = LSTM_PULLBACK[dtype]
+    kernel, back = LSTM_PULLBACK[dtype], cpu.transposed_products(w_h, len(ct_h))
     for t in range(len(gates) - 1, -1, -1):
         ct_h += ct_hs[t]
         if kernel is None:
             ct_z[t], ct_c = cpu.lstm_step_pullback(ct_h, ct_c, c_before[t], gates[t], tanh_cs[t])
         else:
             kernel(ct_h, ct_c, c_before[t], gates[t], tanh_cs[t], ct_z[t], ct_c)
-        np.copyto(ct_h, cpu.transposed_product(ct_z[t], w_h))
+        np.copyto(ct_h, back(ct_z[t]))
     return ct_z, ct_h, ct_c
 
 
@@ -237,10 +237,11 @@ def gru_sequence_pullback(
     if whole is not None:
         whole(in_order(ct_hs, dtype), h_before, gates, inner, w_h, ct_x, ct_h, ct)
         return ct_x, ct_h, ct
+    back = cpu.transposed_products(w_h, len(ct))
     for t in range(len(gates) - 1, -1, -1):
         ct += ct_hs[t]
         ct_x[t], ct_h[t], ct = gru_step_pullback(ct, h_before[t], gates[t], inner[t])
-        ct += cpu.transposed_product(ct_h[t], w_h)
+        ct += back(ct_h[t])
     return ct_x, ct_h, ct
 
 
@@ -310,10 +311,11 @@ def rnn_sequence_pullback(ct_hs: Array, ct: Array, hs: Array, w_h: Array) -> tup
     if whole is not None:
         whole(in_order(ct_hs, dtype), hs, w_h, ct_z, ct)
         return ct_z, ct
+    back = cpu.transposed_products(w_h, len(ct))
     for t in range(len(hs) - 1, -1, -1):
         ct += ct_hs[t]
         ct_z[t] = rnn_step_pullback(ct, hs[t])
-        ct = cpu.transposed_product(ct_z[t], w_h)
+        ct = back(ct_z[t])
     return ct_z, ct
 
 

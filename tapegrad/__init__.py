@@ -91,7 +91,12 @@ from .ops.index import getitem as getitem
 from .ops.index import put_at as put_at
 from .ops.index import take as take
 from .ops.linalg import matmul as matmul
+from .ops.recurrent import gru_sequence as gru_sequence
+from .ops.recurrent import gru_step as gru_step
+from .ops.recurrent import lstm_sequence as lstm_sequence
 from .ops.recurrent import lstm_step as lstm_step
+from .ops.recurrent import rnn_sequence as rnn_sequence
+from .ops.recurrent import rnn_step as rnn_step
 from .ops.reduce import logsumexp as logsumexp
 from .ops.reduce import max as max
 from .ops.reduce import mean as mean
@@ -125,10 +130,20 @@ abs = absolute
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    """`tg.render`, imported when it is first asked for: few programs draw, and all would wait for it."""
-    if name == "render":
-        from importlib import import_module
+# What few programs need, by the module that is imported when it is first asked for: all would wait for it.
+_LATE = {
+    "render": (".render", None),
+    "compile": (".program.function", "compile"),
+    "warmup": (".program.warm", "warmup"),
+}
 
-        return import_module(".render", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    """`tg.render`, `tg.compile` and `tg.warmup`, imported when they are first asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module, member = _LATE[name]
+    found = import_module(module, __name__)
+    return found if member is None else getattr(found, member)

@@ -534,10 +534,18 @@ class Run:
                     p = copy.deepcopy(p) if event == "deepcopy" else p
                     self.see(f"{event} {name}", p.grad)
             elif event == "gap":
-                self.tape.begin()
-                self.tape.stop()
+                self.gap()
             elif event == "twice" and self.memory:
                 self.look(self.hand_in([self.memory[-1]], [np.ones(self.memory[-1].shape)], ()))
+
+    def gap(self):
+        """A segment without anything in it."""
+        self.tape.begin()
+        try:
+            self.tape.stop()
+        except tg.EvictedError as error:
+            self.see("evicted", str(error).split(":")[0])
+            self.tape.abort()
 
     def assign(self, factor):
         for p in self.leaves.values():

@@ -27,16 +27,18 @@ def activate(tapes: tuple[Recorder, ...]) -> None:
     ACTIVE.set(tapes if tapes or isinstance(tapes, Paused) else None)
 
 
-def join(tape: Recorder) -> None:
+def start(tape: Recorder) -> None:
     """Let `tape` record too, as the innermost."""
     active = ACTIVE.get()
     ACTIVE.set((tape,) if active is None else type(active)((*active, tape)))
 
 
-def leave(tape: Recorder, active: tuple[Recorder, ...]) -> None:
-    """Let all of `active` record on but `tape`."""
-    alone = len(active) == 1 and type(active) is tuple  # as in most loops
-    activate(() if alone else type(active)(other for other in active if other is not tape))
+def end(tape: Recorder, active: tuple[Recorder, ...]) -> None:
+    """Let those of `active` record on that are not `tape`."""
+    if len(active) == 1 and type(active) is tuple:  # as in most loops
+        ACTIVE.set(None)
+    else:
+        activate(type(active)(other for other in active if other is not tape))
 
 
 def current_context() -> tuple[int, Any]:

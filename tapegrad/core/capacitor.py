@@ -124,15 +124,14 @@ class CapacitorTape(Tape):
     def _open(self, segment: Segment) -> None:
         self._inside.clear()
         for clock in self._clocks:
-            clock.now, clock.before = max(self._count, segment.index), clock.forgotten
-        super()._open(segment)
+            clock.now, clock.before = segment.index or self._count, clock.forgotten
+        self._segment = segment
         if isinstance(segment, WindowSegment):
             self._enter(self._clocks[0])
 
     def _enter(self, clock: Clock) -> None:
         """From here on the open segment belongs to the part of `clock`."""
         segment = self._segment
-        assert isinstance(segment, WindowSegment)
         records = clock.schedule.records(segment.index)
         segment.enter(clock, records)
         self.append = self._appender() if records else ignore
@@ -171,8 +170,7 @@ class CapacitorTape(Tape):
 
     def _evict(self, strict: bool) -> None:
         """Drop what is beyond its window or forgotten, but for what a loss still needs: that is an error if `strict`."""
-        if not (leaving := [pair for clock in self._clocks for pair in clock.leaving()]):
-            return
+        leaving = [pair for clock in self._clocks for pair in clock.leaving()]
         for segment, span in leaving:
             if strict and segment.index > span.clock.forgotten and segment.waits(span):
                 raise EvictedError(unswept(self._name, segment, span, len(self._clocks) > 1))

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backend.namespace import namespace
 from ..errors import DtypeError, OutOfRangeError, ShapeError, TapegradError, describe
+from .entry import ITEM, record_outputs
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
@@ -129,33 +130,72 @@ def lifted(p: Any, argument: str) -> str:
 
 def record_source(p: Any, variants: dict[str, Any]) -> list[str]:
     """The lines that build the entry, append it to the active tapes and return the result."""
-    if p.outputs or p.hidden:
-        names = [] if isinstance(p.outputs, str) else [*(p.outputs or ["y"]), *p.hidden]
-        lines = ["values = y"] + ([f"{', '.join(names)} = y"] if names else [])
-    else:
-        lines, names = [], []
-    if p.outputs:
-        count = "" if isinstance(p.outputs, str) else f"[:{len(p.outputs)}]"
-        lines += [f"y_shape = tuple([(v.shape, v.dtype) for v in values{count}])", "y_dtype = None"]
-    else:
-        lines.append("y_dtype = y.dtype")
     if nests(p):
+        lines = [] if p.outputs else [*unpacked(p), "y_dtype = y.dtype"]
         lines += nested_entries(p, variants, p.differentiable, ())
     else:
-        live = ", ".join(
-            f"*([{a!r}] if {f'any({a}_slot)' if a == p.variadic else f'{a}_slot'} else [])"
-            for a in p.differentiable
-        )
-        lines += [] if p.outputs else ["y_shape = y.shape"]
-        lines.append(f"variant = primitive.variant(({live},))")
-        lines.append("kept = variant.kept")
-        order = p.variant(p.differentiable).layout
-        fields = [f"({field(p, n, None)}) if {n!r} in kept else None" for n in order]
-        lines.append(entry_source("variant", p, fields))
-    lines += ["for tape in tapes:", "    tape.append(entry)"]
+        lines = [*unpacked(p), "y_dtype = None" if p.outputs else "y_dtype = y.dtype"]
+        lines.append(f"y_shape = {outputs_shape(p)}" if p.outputs else "y_shape = y.shape")
+        lines += chosen_entry(p, variants)
+    if isinstance(p.outputs, str):
+        return [*lines, *APPEND, "return record_outputs(y, out, tapes)"]
     if p.outputs:
-        return [*lines, f"return record_outputs(values{count}, out, tapes)"]
-    return [*lines, "made = new(Result)", "made._array = y", "made._slot = out", "return made"]
+        return [*lines, *items_source(p)]
+    return [*lines, *APPEND, "made = new(Result)", "made._array = y", "made._slot = out", "return made"]
+
+
+APPEND = ["for tape in tapes:", "    tape.append(entry)"]
+
+
+def unpacked(p: Any) -> list[str]:
+    """The line that gives each output its name, where their number is known."""
+    names = [] if isinstance(p.outputs, str) else [*(p.outputs or ["y"]), *p.hidden]
+    return [f"{', '.join(names)} = y"] if p.hidden or (p.outputs and names) else []
+
+
+def outputs_shape(p: Any) -> str:
+    """The expression for what an entry holds for a shape where there are several outputs."""
+    if isinstance(p.outputs, str):
+        return "tuple([(v.shape, v.dtype) for v in y])"
+    return f"({''.join(f'({o}.shape, {o}.dtype), ' for o in p.outputs)})"
+
+
+def items_source(p: Any) -> list[str]:
+    """What `record_outputs` does, written out for outputs that are known by name: 1 µs of an LSTM's step."""
+    lines = [f"{o}_out = next_slot()" for o in p.outputs]
+    lines += ["for tape in tapes:", "    append = tape.append", "    append(entry)"]
+    lines += [
+        f"    append((ITEM, {o}_out, {o}.shape, {o}.dtype, out, {i}))" for i, o in enumerate(p.outputs)
+    ]
+    for o in p.outputs:
+        lines += [f"{o}_made = new(Result)", f"{o}_made._array = {o}", f"{o}_made._slot = {o}_out"]
+    return [*lines, f"return {', '.join(f'{o}_made' for o in p.outputs)},"]
+
+
+def chosen_entry(p: Any, variants: dict[str, Any]) -> list[str]:
+    """The tuple of an op whose variants are too many for ifs: a table has them by which arguments are live."""
+    variants["variants"] = Variants(p)
+    live = ", ".join(f"any({a}_slot)" if a == p.variadic else f"{a}_slot != 0" for a in p.differentiable)
+    always = frozenset.intersection(*(p.wanted((a,)) for a in p.differentiable))
+    fields = [
+        f"({field(p, n, None)})" + ("" if n in always else f" if {n!r} in kept else None")
+        for n in p.variant(p.differentiable).layout
+    ]
+    needs_kept = [] if p.wanted(p.differentiable) <= always else ["kept = variant.kept"]
+    return [f"variant = variants[{live},]", *needs_kept, entry_source("variant", p, fields)]
+
+
+class Variants(dict[tuple[bool, ...], Any]):
+    """The variants of a primitive by which of its differentiable arguments are live."""
+
+    def __init__(self, primitive: Any) -> None:
+        super().__init__()
+        self.primitive = primitive
+
+    def __missing__(self, key: tuple[bool, ...]) -> Any:
+        p = self.primitive
+        made = self[key] = p.variant(tuple(a for a, live in zip(p.differentiable, key, strict=True) if live))
+        return made
 
 
 def nested_entries(
@@ -408,10 +448,11 @@ RUNTIME = {
     "numpy": np, "ndarray": np.ndarray, "namespace": namespace, "numbers": PYTHON_NUMBERS, "failures": FAILURES,
     "lift": lift, "lift_constant": lift_constant, "lift_sequence": lift_sequence, "keep": keep,
     "plain": plain, "constant": constant, "unrecorded": unrecorded, "explain": explain,
+    "ITEM": ITEM, "record_outputs": record_outputs,
 }  # fmt: skip
 
 # What an argument or a static may not be called: it would hide what generated code means by it.
 RESERVED = frozenset(RUNTIME) | {
-    "ct", "y", "out", "y_shape", "y_dtype", "entry", "variant", "kept", "made", "tape", "tapes", "values", "error",
-    "active", "primitive", "body", "ufunc", "record_outputs", "joint", "outputs", "unbroadcast", "live_ones", "generate",
+    "ct", "y", "out", "y_shape", "y_dtype", "entry", "variant", "kept", "made", "tape", "tapes", "append", "error",
+    "active", "primitive", "body", "ufunc", "variants", "joint", "outputs", "unbroadcast", "live_ones", "generate",
 }  # fmt: skip

@@ -30,7 +30,7 @@ import numpy as np
 from ..types import Shape
 from . import generate
 from .active import ACTIVE
-from .entry import OUT, SLOTS, Entry, record_outputs
+from .entry import OUT, SLOTS, Entry
 from .generate import residual_names
 
 REGISTRY: dict[str, Primitive] = {}
@@ -138,6 +138,16 @@ class Primitive:
             self._variants[key] = Variant(self, live, broadcast)
         return self._variants[key]
 
+    def wanted(self, live: tuple[str, ...]) -> frozenset[str]:
+        """The residuals that are kept when `live` are the arguments that are differentiated."""
+        rules = [self.joint, *(self.rules.get(a) for a in live)]
+        wanted = {name for rule in rules for name in residual_names(rule)}
+        if self.kind == "linear":  # its JVP is the op itself, which needs its statics
+            wanted |= set(self.statics)
+        if self.reference is not None:  # a recorded pass runs the reference, which needs every argument
+            wanted |= {*self.arguments, *self.statics}
+        return frozenset(wanted)
+
     def source(self) -> str:
         """The generated call, and the pull of every variant met so far, as Python source."""
         pulls = [generate.pull_source(v) for v in self._variants.values()]
@@ -163,7 +173,7 @@ class Primitive:
         source, variants = generate.call_source(self)
         space = self.function.__globals__
         space.update(generate.RUNTIME, **variants)
-        space.update(active=ACTIVE.get, primitive=self, body=self.body, record_outputs=record_outputs)
+        space.update(active=ACTIVE.get, primitive=self, body=self.body)
         space.update(ufunc=getattr(np, generate.ufunc_of(self) or "", None))
         generated: dict[str, Any] = {}
         exec(compile(source, f"<tapegrad call of {self.name}>", "exec"), space, generated)
@@ -186,31 +196,23 @@ class Variant:
     def __init__(self, primitive: Primitive, live: tuple[str, ...], broadcast: bool) -> None:
         self.primitive, self.live, self.broadcast = primitive, live, broadcast
         self.name = primitive.name
-        wanted = set(residual_names(primitive.joint)) if primitive.joint else set()
-        for argument in live:
-            if argument in primitive.rules:
-                wanted |= set(residual_names(primitive.rules[argument]))
-        if primitive.kind == "linear":  # its JVP is the op itself, which needs its statics
-            wanted |= set(primitive.statics)
-        if primitive.reference is not None:  # a recorded pass runs the reference, which needs every argument
-            wanted |= {*primitive.arguments, *primitive.statics}
+        self.kept = primitive.wanted(live)
         if broadcast:
-            wanted |= {f"{a}_shape" for a in live}
+            self.kept |= {f"{a}_shape" for a in live}
         order = [
             *primitive.arguments, *primitive.statics, "y", *primitive.outputs, *primitive.hidden,
             *(f"{a}_shape" for a in primitive.arguments),
         ]  # fmt: skip
-        self.kept = frozenset(wanted)
         # Where a table tells variants apart they share a layout, that of the variant in which all are live.
         alone = generate.nests(primitive) or live == primitive.differentiable
-        shared = wanted if alone else primitive.variant(primitive.differentiable).kept
+        shared = self.kept if alone else primitive.variant(primitive.differentiable).kept
         self.layout = tuple(n for n in order if n in shared)
         first = SLOTS + len(primitive.differentiable)
         # Where an entry holds a value that has a slot, and where it holds that slot.
         self.values = tuple(
             (first + i, OUT if n == "y" else SLOTS + primitive.differentiable.index(n))
             for i, n in enumerate(self.layout)
-            if n in wanted and (n == "y" or n in primitive.differentiable)
+            if n in self.kept and (n == "y" or n in primitive.differentiable)
         )
         self.pull: Callable[[Entry, Any], Iterable[tuple[int, Any]]] = self._generate_and_pull
 

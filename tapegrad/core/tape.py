@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from ..errors import RecordingError
-from .active import ACTIVE, Paused, activate, current_context, ignore
+from .active import ACTIVE, Paused, activate, current_context, end, ignore, start
 from .adjoints import Adjoints, variables
 from .entry import ITEM, OUT, Bundle, Entry
 from .guard import Guarded
@@ -66,6 +66,7 @@ class Tape:
 
     pushforward: Callable[..., Any]  # forward mode over the recording; see pushforward.py
     walk: Callable[..., Any]  # the sweep one entry at a time; see walk.py
+    append: Callable[[Entry], None]
 
     def __init__(self, *, guard: bool = False) -> None:
         self._guard = guard
@@ -84,8 +85,7 @@ class Tape:
             )
         self._open(self._new_segment())
         self._owner = current_context()
-        active = ACTIVE.get() or ()
-        activate(type(active)((*active, self)))
+        start(self)
 
     def stop(self) -> None:
         """End the recording and keep it. Raises RecordingError without a `begin` in this thread and task."""
@@ -137,7 +137,7 @@ class Tape:
 
     def _open(self, segment: Segment) -> None:
         self._segment = segment
-        self.append: Callable[[Entry], None] = self._appender()
+        self.append = self._appender()
 
     def _appender(self) -> Callable[[Entry], None]:
         """Where entries go while this tape records."""
@@ -160,7 +160,7 @@ class Tape:
                 f"{self._name}.{method}: recording was begun in another thread or task, or is paused here.\n"
                 f"  Call {method}() where begin() was called, outside pause()."
             )
-        activate(type(active)(tape for tape in active if tape is not self))
+        end(self, active)
         self._owner = None
         self.append = ignore  # for a task or thread that inherited this recording and outlives it
 

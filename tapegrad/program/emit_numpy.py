@@ -14,6 +14,7 @@ A a sum over the sweep, w a work buffer.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +22,14 @@ import numpy as np
 
 from ..core.entry import Bundle
 from ..core.variable import LEAVES
+from ..kernels.cpu import CACHE, FEW_ROWS
 from .plan import Group, Plan, Ref, Step, Value
 from .rings import Rings, aligned
 from .trace import VIEWS, Node
 
-# Rows up to which W @ dzᵀ, copied back, is faster than dz @ Wᵀ (bench/floor.py).
+# Rows up to which W @ dzᵀ, copied back, is faster than dz @ Wᵀ.
 NARROW = 64
+TRANSPOSED = (("transpose", ((1, 0),)),)
 
 FUNCTIONS: dict[str, Any] = {
     "dot": np.dot, "matmul": np.matmul, "copyto": np.copyto, "broadcast_to": np.broadcast_to, "where": np.where,
@@ -34,6 +37,18 @@ FUNCTIONS: dict[str, Any] = {
     "maximum_reduce": np.maximum.reduce, "minimum_reduce": np.minimum.reduce, "Ellipsis": Ellipsis,
 }  # fmt: skip
 REDUCTIONS = {"sum": "add_reduce", "max": "maximum_reduce", "min": "minimum_reduce"}
+
+
+class Turned:
+    """C-ordered copies of transposed parameters: one for all the segments that read the same array."""
+
+    def __init__(self) -> None:
+        self.latest: Any = None
+
+    def __call__(self, w: Any) -> Any:
+        if self.latest is None or self.latest[0] is not w:
+            self.latest = w, np.ascontiguousarray(w.T)
+        return self.latest[1]
 
 
 class NumpyProgram:
@@ -229,6 +244,9 @@ class NumpyProgram:
         if len(dtypes) > 1 or 0 in (*a.shape, *b.shape):
             return [f"matmul({self.ref(a)}, {self.ref(b)}, out={dest})"]
         turned = bool(b.views) and b.views[-1] == ("transpose", ((1, 0),))
+        fits = math.prod(b.shape) * b.value.dtype.itemsize <= CACHE
+        if b.views == TRANSPOSED and b.value.place == "leaf" and rows > FEW_ROWS and fits:
+            return [f"dot({self.ref(a)}, {self.turned(b)}, out={dest})"]
         if turned and 1 < rows <= NARROW:
             # W dzᵀ, copied back: BLAS is twice as fast on it for few rows.
             temporary = self.temporary((columns, rows), step.dest.value.dtype)
@@ -237,6 +255,20 @@ class NumpyProgram:
             w, dz = Ref(b.value, b.views[:-1]), a.seen("transpose", (1, 0))
             return [f"dot({self.ref(w)}, {self.ref(dz)}, out={temporary})", f"copyto({dest}, {back})"]
         return [f"dot({self.ref(a)}, {self.ref(b)}, out={dest})"]
+
+    def turned(self, ref: Ref) -> str:
+        """A C-ordered copy of a parameter that is read transposed: see `cpu.transposed_products`."""
+        if self.recorded:
+            name = self.view_name(self.name(ref.value, "R"), (*ref.views, "copy"))
+            self.space.setdefault("turned", Turned())
+            self.by_place[name] = f"turned({self.residual(ref.value.key)})"
+            return f"{name}[k]"
+        plain = self.of_leaf(ref.value, ref.views)
+        name = f"{plain}_copy"
+        self.buffers[name] = (ref.shape, ref.value.dtype)
+        if (line := f"copyto({name}, {plain})") not in self.prologue:
+            self.prologue.append(line)
+        return name
 
     def _reduce(self, step: Step) -> list[str]:
         name, axes, keepdims = step.detail
@@ -473,7 +505,8 @@ def values_of(step: Step) -> list[Value]:
         *((r[0], r[2]) if isinstance(r, tuple) and not isinstance(r, Ref) else (r,) for r in refs)
     )
     found = [r.value if isinstance(r, Ref) else r for r in flat if r is not None]
-    return found + [v.key[0] for v in found if v.place == "returned"]
+    made = [v.key[0] for v in found if v.place == "returned"]
+    return [*found, *made, *(borrowed for v in made for borrowed in v.borrowed)]
 
 
 def viewed(array: Any, views: Any) -> Any:

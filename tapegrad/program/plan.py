@@ -39,6 +39,7 @@ class Value:
 
     def __init__(self, place: str, shape: Shape, dtype: Any, key: Any = None) -> None:
         self.place, self.shape, self.dtype, self.key = place, shape, dtype, key
+        self.borrowed: list[Value] = []  # what it may be a view of
 
     def __repr__(self) -> str:
         return f"<{self.place} {self.key if self.key is not None else ''}{self.shape}>"
@@ -380,6 +381,7 @@ class Planner:
         if made is None:
             refs = [self.ref_of(n) for n in pull.inputs]
             made = self.kept[id(pull)] = Value("work", (), None)
+            made.borrowed = [ref.value for ref in refs]
             self.step("pull", made, refs, pull, node)
         value = Value("returned", node.shape, node.dtype, (made, node.detail))
         return self.plain_form(value)

@@ -32,18 +32,16 @@ from .plan import Group, Planner
 from .rings import Rings, Settled
 from .settle import Product, Settlement
 from .signature import SIGHTINGS, Before, Matcher, position_of, signature
-from .trace import Graph, Residuals, trace_backward
+from .trace import Graph, Residuals, Trace, trace_backward
 
 SIGNATURES_KEPT = 256  # in the process, with their code
 SHORTEST = 16  # places at first where the schedule names no window
+ROUNDS = 3  # of seating a window: larger rings for one signature unseat what sat in the smaller ones
 PATHS_KEPT = 16  # signatures that one tape holds rings for
 
 
 class Template:
-    """What all segments of one signature share: how to recognise them, their residuals' nodes, their programs.
-
-    `links`: by the template of the next older segment, the positions there of the values read from before.
-    """
+    """What all segments of one signature share: how to recognise them, their residuals' nodes, their programs."""
 
     def __init__(self, key: str, entries: Sequence[Entry], first: int) -> None:
         self.key = key
@@ -52,27 +50,33 @@ class Template:
         self.ops = ", ".join(f"{at} {entry[0].name}" for at, entry in enumerate(entries))
         self.residuals = Residuals(Graph())
         self._programs: dict[Any, NumpyProgram] = {}
+        self._reach: dict[tuple[int, ...], frozenset[int]] = {}
 
-    def program(
-        self,
-        entries: Sequence[Entry],
-        segment: WindowSegment,
-        before: Before,
-        pattern: Pattern,
-        recorded: bool,
-    ) -> NumpyProgram:
-        """The program for cotangents that enter as `pattern` says, made from a segment's whole `entries`."""
+    def program(self, segment: WindowSegment, pattern: Pattern, recorded: bool) -> NumpyProgram:
+        """The program for cotangents that enter as `pattern` says, made from a segment that is whole."""
         key = (pattern, recorded)
         made = self._programs.get(key)
         if made is None:
             entering, feeds = pattern
-            trace = trace_backward(entries, segment.first, entering, self.residuals)
-            numbers = {slot: i for i, slot in enumerate(before)}
+            trace = self.trace(segment, entering)
+            numbers = {slot: i for i, slot in enumerate(segment.seat.before)}
             plan = Planner(trace, numbers, recorded).plan
             made = self._programs[key] = NumpyProgram(
-                plan, self.residuals.where, recorded, dict(feeds) if feeds else None
+                plan, self.residuals.where, recorded, dict(feeds) or None
             )
         return made
+
+    def trace(self, segment: WindowSegment, entering: Iterable[int]) -> Trace:
+        """The backward pass of `segment`, on symbols."""
+        return trace_backward(segment.entries_today(), segment.first, entering, self.residuals)
+
+    def reach(self, segment: WindowSegment, entering: tuple[int, ...]) -> frozenset[int]:
+        """Which leaves (by slot) and which values from before (by number) cotangents at `entering` come to."""
+        if entering not in self._reach:
+            numbers = {slot: i for i, slot in enumerate(segment.seat.before)}
+            slots = (slot for slot, _ in self.trace(segment, entering).contributions)
+            self._reach[entering] = frozenset(numbers.get(slot, slot) for slot in slots)
+        return self._reach[entering]
 
 
 # positions of the entries whose outputs carry cotangents; and what feeds them at the next segment, in a loop
@@ -131,10 +135,7 @@ class TapeRings(Rings):
         """The program for cotangents that enter as `pattern` says."""
         bound = self.bound.get(pattern)
         if bound is None:
-            made = self.template.program(
-                segment.entries_today(), segment, segment.seat.before, pattern, self.recorded
-            )
-            bound = self.bound[pattern] = made.bind(self)
+            bound = self.bound[pattern] = self.template.program(segment, pattern, self.recorded).bind(self)
         return bound
 
     def body(self, link: tuple[int, ...], segment: WindowSegment) -> tuple[int, ...]:
@@ -159,6 +160,15 @@ class TapeRings(Rings):
         if tuple(sorted(feeds)) != body:
             return None
         return self.program((entering, tuple(sorted(feeds.items()))), segment)
+
+    def alike(self, segment: WindowSegment, some: tuple[int, ...], more: tuple[int, ...]) -> bool:
+        """Whether nothing else is reached when cotangents of zeros enter at `more` positions."""
+        return self.template.reach(segment, some) == self.template.reach(segment, more)
+
+    @staticmethod
+    def one(entry: Entry) -> Any:
+        """The cotangent of a scalar loss."""
+        return np.ones((), entry[DTYPE])
 
     def zeros(self, position: int, entry: Entry) -> Any:
         """A cotangent of nothing for the output at `position`."""
@@ -348,9 +358,13 @@ class Replays:
         for segment in unknown:
             self.sight(segment)
         # From the oldest to the newest, so that neighbours sit side by side. Rings may be replaced on the way.
-        if not all([self.seat(segment) for segment in full]) or not all(
-            [self.seat(segment) for segment in full]
-        ):
+        for _ in range(ROUNDS):
+            for segment in full:
+                if self.seat(segment) is None:
+                    return False
+            if all(segment.seat is not None for segment in full):
+                break
+        else:
             return False
         if any(segment.seat.rings.capacity < len(window) for segment in full):
             return False
@@ -503,7 +517,6 @@ class Steady:
     def pending(self) -> list[dict[int, Any]]:
         """The cotangents at every joint of the latest sweep, newest first, by slot."""
         assert self.newest is not None
-        segment: Any = self.newest
         found = []
         seats = [s.seat for s in reversed(self.window())]
         for p, seat in enumerate(seats):
@@ -561,21 +574,11 @@ class Pass:
         plain = joints.joint is None and not joints.scaled and not joints.may_end
         while at >= 0:
             segment = window[at]
-            for loss in segment.losses:
-                if loss.seeds(self.clocks):
-                    held = self.pending.get(loss.slot)
-                    self.pending[loss.slot] = loss.seed if held is None else held + loss.seed
-                    self.seeded.add(loss.slot)
-                    left -= 1
-            if (
-                plain
-                and not left
-                and segment.seat is not None
-                and segment.seat.run
-                and (n := self.loop(window, at))
-            ):
-                at -= n
+            count = self.loop(window, at) if plain and segment.seat is not None and segment.seat.run else 0
+            if count:
+                at -= count
                 continue
+            left -= self.seed(segment)
             if not self.through(segment):
                 return False
             crossed = dict(self.pending)
@@ -619,11 +622,12 @@ class Pass:
         return True
 
     def single(self, segment: WindowSegment, positions: Iterable[int]) -> Bound:
-        """The program for a segment. Where the loop's body is known it has its entrances too, so that both share factors."""
-        seat = segment.seat
-        link = seat.rings.link
-        body = seat.rings.body(link, segment) if link is not None else ()
-        return seat.rings.program((tuple(sorted({*positions, *body})), ()), segment)  # type: ignore[no-any-return]
+        """The program for a segment. Where it can it has the entrances of the loop's body too, to share its factors."""
+        rings, exactly = segment.seat.rings, tuple(sorted(positions))
+        body = rings.body(rings.link, segment) if rings.link is not None else ()
+        entering = tuple(sorted({*positions, *body}))
+        same = entering == exactly or rings.alike(segment, exactly, entering)
+        return rings.program((entering if same else exactly, ()), segment)  # type: ignore[no-any-return]
 
     def entering(self, bound: Bound, segment: WindowSegment, positions: dict[int, int]) -> list[Any]:
         """What enters a segment, in the program's order: nothing where nothing is pending."""
@@ -633,23 +637,48 @@ class Pass:
             for at in bound.entering
         ]
 
+    def seed(self, segment: WindowSegment) -> int:
+        """Add the cotangents that were handed in for a segment's values to what is pending. Returns how many."""
+        seeds = [loss for loss in segment.losses if loss.seeds(self.clocks)]
+        for loss in seeds:
+            held = self.pending.get(loss.slot)
+            self.pending[loss.slot] = loss.seed if held is None else held + loss.seed
+            self.seeded.add(loss.slot)
+        return len(seeds)
+
     def loop(self, window: Sequence[WindowSegment], at: int) -> int:
-        """Sweep as many segments as one program can; returns how many."""
+        """Sweep as many segments as one program can; returns how many, 0 if it should be one by one.
+
+        They are linked in one way, and each has a loss in the same position, or none has.
+        """
         segment = window[at]
         seat = segment.seat
-        count = min(seat.run, at) + 1
-        slots = {position_of(segment.entries, slot): slot for slot in self.pending}
-        if -1 in slots or count < 2:
+        losses = self.plain_losses(segment)
+        if losses is None:
             return 0
-        bound = seat.rings.loop(seat.rings.body(seat.link, segment), seat.link, segment)
+        count = 1
+        while count <= min(seat.run, at) and self.plain_losses(window[at - count]) == losses:
+            count += 1
+        slots = {position_of(segment.entries, slot): slot for slot in self.pending}
+        entering = tuple(sorted({*seat.rings.body(seat.link, segment), *losses}))
+        if count < 2 or -1 in slots or not set(slots).issubset(entering) or not set(losses).isdisjoint(slots):
+            return 0
+        bound = seat.rings.loop(entering, seat.link, segment)
         if (
             bound is None
-            or not set(slots).issubset(bound.entering)
-            or any(slot in self.sweep.kept for slot in self.pending)
+            or not bound.bare.issuperset(losses)
+            or any(s in self.sweep.kept for s in self.pending)
         ):
             return 0
-        for i in range(at - count + 1, at + 1):
-            self.prepare(window[i], bound)
+        for i in range(count):
+            self.prepare(window[at - i], bound)
+            if losses:
+                self.kept.update({loss.slot: loss.seed for loss in window[at - i].losses})
+                self.seeded.update(loss.slot for loss in window[at - i].losses)
+        self.pending.update(
+            {segment.entries[position][OUT]: seat.rings.one(segment.entries[position]) for position in losses}
+        )
+        slots.update({position: segment.entries[position][OUT] for position in losses})
         joint = len(self.at_joints)
         ins = self.entering(bound, segment, slots)
         bound.sweep(
@@ -657,13 +686,26 @@ class Pass:
         )
         here = self.pending
         for i in range(count):
-            self.entered.append((window[at - i], here))
-            before = window[at - i].seat.before
+            swept = window[at - i]
+            seeds = {loss.slot: loss.seed for loss in swept.losses} if losses else {}
+            self.entered.append((swept, {**here, **seeds}))
+            before = swept.seat.before
             here = {before[n]: cts[joint + i] for n, cts in zip(bound.leaving, bound.joints, strict=True)}
             self.at_joints.append(here)
         self.pending = dict(here)
-        self.looped = (at, count, bound)
         return count
+
+    def plain_losses(self, segment: WindowSegment) -> tuple[int, ...] | None:
+        """The positions of a segment's losses, if all are scalars with a cotangent of 1 that wait for this sweep."""
+        if not segment.losses:
+            return ()
+        found = []
+        for loss in segment.losses:
+            at = position_of(segment.entries, loss.slot)
+            if at < 0 or loss.seed.shape != () or loss.seed != 1 or not loss.seeds(self.clocks):
+                return None
+            found.append(at)
+        return tuple(sorted(found))
 
     def prepare(self, segment: WindowSegment, bound: Bound) -> None:
         """Factors into place, accumulators to zero; note what is to be settled."""
@@ -695,7 +737,7 @@ class Pass:
         for slot, ct in self.pending.items():  # a leaf that is a root itself
             if slot < 0:
                 sweep.add(slot, ct)
-        sweep.kept.update(self.kept)
+        sweep.kept.update({slot: ct for slot, ct in self.kept.items() if slot in sweep.kept})
         sweep._seeded |= self.seeded
         sweep.losses = len(sweep._seeded)
         sweep.segments = max(sweep.segments, len(self.at_joints))
