@@ -94,8 +94,8 @@ def test_parts_with_windows_of_their_own_equal_an_explicit_stop_gradient(slow, f
 
 @pytest.mark.parametrize("weights", ["recorded", "current", "replay"])
 def test_parts_that_all_keep_as_much_equal_a_tape_without_parts(weights):
-    def plain():
-        model, tape = TwoTimescales(), tg.CapacitorTape(4, weights=weights)
+    def plain(compile):
+        model, tape = TwoTimescales(), tg.CapacitorTape(4, weights=weights, compile=compile)
         optimizer, found = optim.SGD(model.parameters(), 0.2), []
         s, f = model.slow.initial_state(BATCH), model.fast.initial_state(BATCH)
         for x, target in stream():
@@ -109,9 +109,12 @@ def test_parts_that_all_keep_as_much_equal_a_tape_without_parts(weights):
             optimizer.zero_grad()
         return found
 
-    for a, b in zip(gradients_with_parts(4, 4, 4, weights=weights), plain(), strict=True):
+    for a, b, c in zip(
+        gradients_with_parts(4, 4, 4, weights=weights), plain(False), plain(True), strict=True
+    ):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+            np.testing.assert_allclose(a[name], c[name], rtol=1e-11, atol=1e-15)
 
 
 def chain(tape, parts, steps):

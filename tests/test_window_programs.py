@@ -545,7 +545,6 @@ class Run:
             self.tape.stop()
         except tg.EvictedError as error:
             self.see("evicted", str(error).split(":")[0])
-            self.tape.abort()
 
     def assign(self, factor):
         for p in self.leaves.values():

@@ -171,13 +171,16 @@ class CapacitorTape(Tape):
     def _evict(self, strict: bool) -> None:
         """Drop what is beyond its window or forgotten, but for what a loss still needs: that is an error if `strict`."""
         leaving = [pair for clock in self._clocks for pair in clock.leaving()]
+        if not leaving:
+            return
         for segment, span in leaving:
             if strict and segment.index > span.clock.forgotten and segment.waits(span):
                 raise EvictedError(unswept(self._name, segment, span, len(self._clocks) > 1))
-        for segment, span in leaving:
+        for pair in leaving:
+            segment, span = pair
             if not segment.waits(span):
                 segment.drop(span)
-                span.clock.spans.remove((segment, span))
+                span.clock.spans.remove(pair)
                 self._evicted.append((segment.index, span.first, span.end, True))
         while self._closed and not self._closed[0].held:
             self._closed.popleft()

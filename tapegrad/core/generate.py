@@ -164,9 +164,7 @@ def items_source(p: Any) -> list[str]:
     """What `record_outputs` does, written out for outputs that are known by name: 1 µs of an LSTM's step."""
     lines = [f"{o}_out = next_slot()" for o in p.outputs]
     lines += ["for tape in tapes:", "    append = tape.append", "    append(entry)"]
-    lines += [
-        f"    append((ITEM, {o}_out, {o}.shape, {o}.dtype, out, {i}))" for i, o in enumerate(p.outputs)
-    ]
+    lines += [f"    append((ITEM, {o}_out, {o}.shape, {o}.dtype, out, {i}))" for i, o in enumerate(p.outputs)]
     for o in p.outputs:
         lines += [f"{o}_made = new(Result)", f"{o}_made._array = {o}", f"{o}_made._slot = {o}_out"]
     return [*lines, f"return {', '.join(f'{o}_made' for o in p.outputs)},"]

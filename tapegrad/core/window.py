@@ -37,11 +37,15 @@ class Clock:
 
     def oldest(self, length: int | None) -> int:
         """The oldest of the newest `length` segments that is not forgotten."""
-        return max(1 if length is None else self.now - length + 1, self.forgotten + 1)
+        first = 1 if length is None else self.now - length + 1
+        return first if first > self.forgotten else self.forgotten + 1
 
     def leaving(self) -> list[tuple[WindowSegment, Span]]:
         """The spans that are not kept any longer."""
-        oldest, found = self.oldest(self.schedule.window), []
+        oldest = self.oldest(self.schedule.window)
+        if not self.spans or self.spans[0][0].index >= oldest:
+            return []
+        found = []
         for pair in self.spans:
             if pair[0].index >= oldest:
                 break
@@ -81,7 +85,8 @@ class Loss:
 class WindowSegment(Segment):
     """A segment on the deque: what was recorded, the losses handed in and not yet swept, its last adjoints."""
 
-    adjoints: AdjointMap = AdjointMap({})
+    _adjoints: AdjointMap = AdjointMap({})
+    swept_by: Any = None  # knows the adjoints of the last sweep, where a program made it
     seat: Any = None  # its place in a compiled program's memory, and what makes it like others
     signature: Any = None
 
@@ -92,12 +97,24 @@ class WindowSegment(Segment):
         self.inputs: list[Any] = []  # one per entry where the window is to be re-run; see replay.py
         self._leaf_reads: list[tuple[int, int, Variable]] = []
 
+    @property
+    def adjoints(self) -> AdjointMap:
+        """The adjoints with which the last sweep entered the segment."""
+        found = None if self.swept_by is None else self.swept_by.adjoints_of(self)
+        return self._adjoints if found is None else found
+
+    @adjoints.setter
+    def adjoints(self, adjoints: AdjointMap) -> None:
+        self._adjoints = adjoints
+
     # -- spans -----------------------------------------------------------------------------------
 
     def enter(self, clock: Clock, recorded: bool) -> None:
         """What comes now belongs to the part of `clock`; its values are held if it is `recorded`."""
-        self.settle()
-        first = next_slot() if self.spans else self.first
+        first = self.first
+        if self.spans:
+            self.settle()
+            first = next_slot()
         self.spans.append(Span(clock, first, len(self.entries), recorded))
 
     def settle(self) -> None:
@@ -141,6 +158,11 @@ class WindowSegment(Segment):
 
     def drop(self, span: Span) -> None:
         """Forget the entries of `span`."""
+        if len(self.spans) == 1:  # as nearly always
+            for listed in (self.entries, self.guarded, self.inputs, self._leaf_reads):
+                listed.clear()
+            span.stop, span.held = span.start, False
+            return
         count = span.stop - span.start
         del self.entries[span.start : span.stop]
         del self.guarded[span.start : span.stop]
@@ -164,15 +186,14 @@ class WindowSegment(Segment):
     def drop_leaves(self) -> None:
         """Forget the arrays of leaves (weights="current"), remembering where a sweep has to put today's."""
         for at, entry in enumerate(self.entries):
-            fields = None
+            fields: list[Any] | None = None
             for position, slot_position in entry[0].values:
                 slot = entry[slot_position]
-                leaf = LEAVES.get(slot) if isinstance(slot, int) and slot < 0 else None
-                if leaf is not None:
+                if type(slot) is int and slot < 0 and (leaf := LEAVES.get(slot)) is not None:
                     fields = fields or list(entry)
                     fields[position] = None
                     self._leaf_reads.append((at, position, leaf))
-            if fields:
+            if fields is not None:
                 self.entries[at] = tuple(fields)
 
     def entries_today(self) -> list[Entry]:
@@ -180,9 +201,13 @@ class WindowSegment(Segment):
         if not self._leaf_reads:
             return self.entries
         entries: list[Any] = list(self.entries)
+        changed: dict[int, list[Any]] = {}
         for at, position, leaf in self._leaf_reads:
-            entry = entries[at]
-            entries[at] = (*entry[:position], leaf._array, *entry[position + 1 :])
+            if at not in changed:
+                changed[at] = list(entries[at])
+            changed[at][position] = leaf._array
+        for at, fields in changed.items():
+            entries[at] = tuple(fields)
         return entries
 
 

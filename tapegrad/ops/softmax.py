@@ -9,8 +9,8 @@ import numpy as np
 from ..core.primitive import Case, primitive
 from ..errors import DtypeError, ShapeError, describe
 from ..kernels import choice, cpu
-from .elementwise import exp
-from .index import getitem, put_at, require_indices
+from .elementwise import equal, exp
+from .index import getitem, require_indices
 from .reduce import mean, sum
 from .shape import reshape
 
@@ -49,12 +49,8 @@ def cross_entropy_pullback(ct: Any, labels: Any, probabilities: Any) -> Any:
 
 def cross_entropy_formula(ct, labels, probabilities):
     """`cross_entropy_pullback` in ops: all but `ct` is made of residuals."""
-    count, classes = labels.size, probabilities.shape[-1]
-    index = (np.arange(count), labels if len(labels.shape) == 1 else reshape(labels, (count,)))
-    one_hot = put_at(np.ones(count, probabilities.dtype), index, (count, classes))
-    if probabilities.shape != one_hot.shape:
-        one_hot = reshape(one_hot, probabilities.shape)
-    return (ct * ((probabilities - one_hot) / count),)
+    one_hot = equal(reshape(labels, (*labels.shape, 1)), np.arange(probabilities.shape[-1]))
+    return (ct * ((probabilities - one_hot) / labels.size),)
 
 
 @primitive(

@@ -158,9 +158,27 @@ def unshared(pair: tuple[Array | None, Array | None]) -> bool:
     return pair[1].base is None or sys.getrefcount(pair[1].base) <= BASE_ALONE
 
 
+def alone(p: Variable) -> bool:
+    """Whether nobody but `p` has its array, or can reach its memory: then it may be written to."""
+    array = p._array
+    if not COUNTS_REFERENCES or not array.flags.writeable or sys.getrefcount(array) > HELD:
+        return False
+    return array.base is None or sys.getrefcount(array.base) <= BASE_ALONE
+
+
 # Python may count what is on its own stack or not; so these are what it says of arrays that nothing else has.
 # Without a global lock another thread may be about to take a reference.
 COUNTS_REFERENCES = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
 SAMPLE = (None, np.empty(8)[2:])
 ALONE = sys.getrefcount(SAMPLE[1]) if COUNTS_REFERENCES else 0
 BASE_ALONE = sys.getrefcount(SAMPLE[1].base) if COUNTS_REFERENCES else 0
+
+
+def references() -> int:
+    """What Python counts for an array that only a Variable has, as `alone` asks."""
+    p = Variable(np.empty(0))
+    array = p._array
+    return sys.getrefcount(array)
+
+
+HELD = references() if COUNTS_REFERENCES else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ..errors import ArgumentError
 from ..kernels import choice
 from ..program.settle import Deferred
 from ..types import Array
-from .optimizer import Optimizer, require_finite
+from .optimizer import Optimizer, alone, require_finite
 
 
 class SGD(Optimizer):
@@ -29,19 +30,26 @@ class SGD(Optimizer):
             super().step()
             return
         # Without a velocity nothing is changed before the end, so one pass can compute and check.
-        lr, made = float(self.lr), []
+        lr, made, put_off = float(self.lr), [], []
         for i, p in enumerate(self.params):
-            put_off = p._grad
-            if type(put_off) is Deferred:
-                new = self.room(i, p)
-                if put_off.descend(p._array, new, lr):  # the product goes straight to the weights
-                    made.append((i, p, new))
-                    continue
+            deferred: Any = p._grad
+            if type(deferred) is Deferred and deferred.descends(p.dtype) and p._array.flags.c_contiguous:
+                put_off.append((i, p, deferred))
+                continue
             grad = p.grad
             if grad is not None:
                 new = self.room(i, p)
                 if not choice.sgd(p._array, grad, new, lr):
                     require_finite(grad, "SGD.step", p.name or f"params[{i}]")
+                made.append((i, p, new))
+        for i, p, deferred in put_off:  # the products go straight to the weights
+            self._arrays[i] = (None, self._arrays[i][1])  # our own note of the array does not count
+            if alone(p):
+                deferred.descend(p._array, lr)
+            else:
+                new = self.room(i, p)
+                np.copyto(new, p._array)
+                deferred.descend(new, lr)
                 made.append((i, p, new))
         self.take(made)
 

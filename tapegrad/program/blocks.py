@@ -7,6 +7,9 @@ table of addresses (an array argument costs 0.05 µs). And a program's blocks ar
 two of them, and gives up at eight.
 """
 
+# mypy: ignore-errors
+# Numba runs what stands here, by its own types.
+
 from __future__ import annotations
 
 import operator
@@ -20,11 +23,11 @@ from numba.core.datamodel.models import PointerModel
 from numba.core.imputils import lower_builtin
 from numba.extending import intrinsic, register_model
 
-OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
 BYTE, INT, WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
-class Block(types.CPointer):  # type: ignore[misc]
+class Block(types.CPointer):
     """A pointer to `dtype`. `scope` of `scopes`: which of a function's blocks it is; negative if it may overlap others."""
 
     def __init__(self, dtype: Any, scope: int, scopes: int) -> None:
@@ -52,7 +55,7 @@ def declared(instruction: Any, module: Any, block: Block) -> Any:
     return instruction
 
 
-@lower_builtin(operator.getitem, Block, types.Integer)  # type: ignore[untyped-decorator]
+@lower_builtin(operator.getitem, Block, types.Integer)
 def read(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer, index = args
     block = signature.args[0]
@@ -60,7 +63,7 @@ def read(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.data_model_manager[block.dtype].from_data(builder, stored)
 
 
-@lower_builtin(operator.setitem, Block, types.Integer, types.Any)  # type: ignore[untyped-decorator]
+@lower_builtin(operator.setitem, Block, types.Integer, types.Any)
 def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer, index, value = args
     block = signature.args[0]
@@ -70,45 +73,45 @@ def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def block(typingctx, address, dtype, scope, scopes):  # type: ignore[no-untyped-def]
+@intrinsic(prefer_literal=True)
+def block(typingctx, address, dtype, scope, scopes):
     """The block at `address`."""
     made = Block(getattr(types, dtype.literal_value), scope.literal_value, scopes.literal_value)
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(made))
 
     return made(types.int64, dtype, scope, scopes), build
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def word(typingctx, address, index):  # type: ignore[no-untyped-def]
+@intrinsic
+def word(typingctx, address, index):
     """The 8-byte integer number `index` at an address."""
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         return builder.load(builder.gep(builder.inttoptr(args[0], WORD.as_pointer()), [args[1]]))
 
     return types.int64(types.int64, types.int64), build
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def set_word(typingctx, address, index, value):  # type: ignore[no-untyped-def]
+@intrinsic
+def set_word(typingctx, address, index, value):
     """Write the 8-byte integer number `index` at an address."""
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         builder.store(args[2], builder.gep(builder.inttoptr(args[0], WORD.as_pointer()), [args[1]]))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), build
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def plus(typingctx, total, term):  # type: ignore[no-untyped-def]
+@intrinsic
+def plus(typingctx, total, term):
     """`total + term`, in a sum whose terms may be added in another order: several at a time."""
     if not isinstance(total, types.Float):
         return total(total, total), lambda context, builder, signature, args: builder.add(*args)
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
 
     return total(total, total), build
@@ -117,8 +120,8 @@ def plus(typingctx, total, term):  # type: ignore[no-untyped-def]
 N, T = ord("N"), ord("T")
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def gemm(typingctx, function, op_a, op_b, m, n, k, a, at, lda, b, bt, ldb, c, ct, ldc):  # type: ignore[no-untyped-def]
+@intrinsic
+def gemm(typingctx, function, op_a, op_b, m, n, k, a, at, lda, b, bt, ldb, c, ct, ldc):
     """BLAS's c = op(a) op(b) at address `function`, column by column: from elements `at`, `bt`, `ct` of blocks on.
 
     `op_a`, `op_b`: N, or T for the transpose. Sizes as BLAS has them: (m, k), (k, n), (m, n).
@@ -126,12 +129,12 @@ def gemm(typingctx, function, op_a, op_b, m, n, k, a, at, lda, b, bt, ldb, c, ct
     whole = types.int64
     signature = types.void(*[whole] * 6, a, whole, whole, b, whole, whole, c, whole, whole)
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         function, op_a, op_b, *sizes = args[:6]
         a, at, lda, b, bt, ldb, c, ct, ldc = args[6:]
         real = a.type.pointee
 
-        def held(value, kind):  # type: ignore[no-untyped-def]
+        def held(value, kind):
             place = cgutils.alloca_once(builder, kind)
             builder.store(builder.trunc(value, kind) if value.type != kind else value, place)
             return place
@@ -154,7 +157,15 @@ def gemm(typingctx, function, op_a, op_b, m, n, k, a, at, lda, b, bt, ldb, c, ct
 C_ORDERED_AND_ALIGNED = 0x0101
 
 
-@numba.njit(cache=True, **OPTIONS)  # type: ignore[untyped-decorator]
+def kept(function: Any) -> Any:
+    """`function` compiled, and kept on the disk where there is a place for it."""
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:
+        return numba.njit(**OPTIONS)(function)
+
+
+@kept
 def collect(root: int, paths: int, given: int) -> int:
     """Addresses of the elements of arrays inside the list or tuple at address `root`; 0, or 1 if one is not as expected.
 
@@ -163,8 +174,11 @@ def collect(root: int, paths: int, given: int) -> int:
     axes, lengths, strides, base, dtype, flags). Whoever calls this holds `root`, and with it the arrays.
     `paths` (see `Paths` in `emit_numba.py`) says where they are, and which dtype and shape each must have.
     """
-    count, array_type = word(paths, 0), word(paths, 1)
-    list_type, tuple_type, first_of_tuple = word(paths, 2), word(paths, 3), word(paths, 4)
+    count = word(paths, 0)
+    array_type = word(paths, 1)
+    list_type = word(paths, 2)
+    tuple_type = word(paths, 3)
+    first_of_tuple = word(paths, 4)
     at = 5
     for number in range(count):
         found = root

@@ -14,6 +14,7 @@ what they are multiplied with, A a sum over the sweep, r a residual, w and h wha
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -177,7 +179,7 @@ class NumbaProgram:
             at = (Ellipsis, piece, slice(None))
             part, parts = dest, terms
             if pieces > 1:
-                part = View(dest.memory, dest.at[at])
+                part = dest.part(at)
                 parts = [(slab(r, dest.shape, at), c, f and slab(f, dest.shape, at)) for r, c, f in terms]
             self.sweep_loops.combine(part, parts)
 
@@ -272,7 +274,7 @@ class NumbaProgram:
         operands = [self.hoisted(n) for n in node.inputs]
         if node.kind == "assemble":
             for index, piece in zip(node.detail, operands, strict=True):
-                made.copy(View(dest.memory, dest.at[index]), piece)
+                made.copy(dest.part(index), piece)
         else:
             compute(made, node, operands, dest)
         return dest
@@ -308,12 +310,12 @@ def compute(made: Loops, node: Node, operands: Sequence[Operand], dest: View) ->
         return made.copy(dest, made.seen(operands[0], method, arguments))
     if kind == "put":
         made.copy(dest, operands[0])
-        return made.copy(View(dest.memory, dest.at[detail]), operands[1])
+        return made.copy(dest.part(detail), operands[1])
     if kind == "join":
         start = 0
         for part in operands:
             index = (*(slice(None),) * detail, slice(start, start + part.shape[detail]))
-            made.copy(View(dest.memory, dest.at[index]), part)
+            made.copy(dest.part(index), part)
             start += part.shape[detail]
         return None
     views = [as_view(made, operand) for operand in operands]
@@ -347,7 +349,7 @@ def viewed(made: Loops, operand: Operand, views: Any) -> Operand:
 
 def slab(operand: Operand, shape: Shape, index: Any) -> Operand:
     """The part of an operand, spread to `shape`, at an index."""
-    return operand if isinstance(operand, Number) else View(operand.memory, operand.spread(shape).at[index])
+    return operand if isinstance(operand, Number) else operand.spread(shape).part(index)
 
 
 def size_of(shape: Shape) -> int:
@@ -409,13 +411,29 @@ def at_table(memories: Sequence[Memory]) -> list[Memory]:
     return [m for m in memories if m.source[0] not in ("held", "given", "joint")]
 
 
-# Where objects lie inside CPython's; on another interpreter addresses are asked for one by one.
-READS_OBJECTS = (
-    sys.implementation.name == "cpython"
-    and (object.__basicsize__, list.__basicsize__) == (16, 40)
-    and np.dtype(np.intp).itemsize == 8
-    and sys.byteorder == "little"
-)
+@lru_cache(maxsize=1)
+def reads_objects() -> bool:
+    """Whether objects lie in memory as `collect` expects; where not, addresses are asked for one by one."""
+    usual = (object.__basicsize__, list.__basicsize__, np.dtype(np.intp).itemsize) == (16, 40, 8)
+    if sys.implementation.name != "cpython" or sys.byteorder != "little" or not usual:
+        return False
+
+    def words(thing: Any, *numbers: int, at: int | None = None) -> list[int]:
+        start = id(thing) if at is None else at
+        return [ctypes.c_int64.from_address(start + 8 * number).value for number in numbers]
+
+    array, number = np.zeros((2, 3), np.float32), np.float64(1.5)
+    inside = [array, (number, array)]
+    kind, data, axes, lengths, dtype, flags = words(array, 1, 2, 3, 4, 7, 8)
+    wanted = [id(np.ndarray), array.ctypes.data, 2, id(array.dtype), array.flags.num & 0xFFFF]
+    found = [kind, data, axes & 0xFFFFFFFF, dtype, flags & 0xFFFF]
+    return (
+        found == wanted
+        and words(None, 0, 1, at=lengths) == [2, 3]
+        and words(None, 0, 1, at=words(inside, 3)[0]) == [id(array), id(inside[1])]
+        and words(inside[1], tuple.__basicsize__ // 8) == [id(number)]
+        and ctypes.c_double.from_address(id(number) + 16).value == 1.5
+    )
 
 
 def paths_table(arrays: Sequence[tuple[tuple[int, ...], Any, Shape | None]]) -> Array:
@@ -473,8 +491,8 @@ def address(array: Array) -> int:
 class NumbaBound:
     """A program over the rings of one tape; the counterpart of `emit_numpy.Bound`.
 
-    `hoist(k, e)`, `sweep(ks, p, leaves, ins, joints, entries=None)`: `ks` an int64 array of places, `ins` and
-    `joints` tuples of arrays in the order of `entering` and of `leaving`; a joint's array is (rows, *shape).
+    `hoist(k, e)`, `sweep(ks, p, leaves, ins, joints, entries=None)`: `ks` an int64 array of places, `ins` arrays in
+    the order of `entering`, `joints` this object's, or arrays (rows, *shape) in the order of `leaving`.
     """
 
     def __init__(self, program: NumbaProgram, rings: Rings) -> None:
@@ -486,13 +504,15 @@ class NumbaBound:
         self.leaving_kinds = [(plan.leaving[n].shape, plan.leaving[n].dtype) for n in self.leaving]
         self.groups = [(rings.group(group), group) for group in plan.groups]
         self.stacked = [rings.joint(n, plan.leaving[n].shape, plan.leaving[n].dtype) for n in self.leaving]
-        self.joints = tuple(self.stacked)
+        # By joint, as `emit_numpy.Bound` has them: rows of the same memory.
+        self.joints: tuple[Any, ...] = tuple(
+            [array[p, ...] for p in range(len(array))] for array in self.stacked
+        )
         self._back: dict[tuple[int, int], Array] = {}
         self.totals = {slot: aligned(v.shape, v.dtype) for slot, v in plan.totals.items()}
         self.by_place = [np.zeros(rings.capacity, np.int64) for _ in program.held]
-        self.lists = [
-            rings.lists.setdefault(("held", node), [None] * rings.capacity) for node in program.held.values()
-        ]
+        # The arrays behind those addresses, which may be copies of this program's own.
+        self.lists: list[list[Any]] = [[None] * rings.capacity for _ in program.held]
         self.hoist: Callable[[int, Any], None] = self._first_hoist
         self.sweep: Callable[..., None] = self._first_sweep
 
@@ -512,7 +532,8 @@ class NumbaBound:
         places = self._back.get((place, count))
         if places is None:
             capacity = self.rings.capacity
-            places = self._back[place, count] = np.mod(place - np.arange(count), capacity)
+            places = np.mod(place - np.arange(count), capacity)
+            self._back[place, count] = places
         return places
 
     def leaves(self) -> list[Any]:
@@ -527,7 +548,7 @@ class NumbaBound:
         if kind == "copied":
             return self.rings.array(("copied", detail[0]), detail[1], memory.dtype)
         if kind == "left":
-            ring = self.rings.group(self.plan.groups[detail[0]]).lefts[detail[1]]
+            ring: Array | None = self.rings.group(self.plan.groups[detail[0]]).lefts[detail[1]]
             assert ring is not None
             return ring
         if kind == "total":
@@ -563,7 +584,7 @@ class NumbaBound:
             f"    R{i}[k] = e{''.join(f'[{x}]' for x in program.where[n])}"
             for i, n in enumerate(program.held.values())
         ]
-        call = "if run(at, id(e), k):" if READS_OBJECTS else "if True:"
+        call = "if run(at, id(e), k):" if reads_objects() else "if True:"
         source = "\n".join(["def hoist(k, e):", *lines, f"    {call}", "        slowly(k, e)"])
         space: dict[str, Any] = {f"R{i}": held for i, held in enumerate(self.lists)}
         space |= {"run": run, "at": at, "slowly": slowly}
@@ -583,16 +604,19 @@ class NumbaBound:
         arrays += [((2, i), v.dtype, v.shape) for i, v in enumerate(leaves)]
         table = self._sweep_table = self.table(program.sweep_loops, arrays)
         run, at, kinds = program.function("sweep"), table.address, self.leaving_kinds
+        reads = reads_objects()
         known: Any = None
         rows = 0
 
-        def point(joints: Sequence[Array]) -> None:
+        def point(joints: Any) -> None:
             """Note where the joints are."""
             nonlocal known, rows
+            known = joints
+            joints = self.stacked if joints is self.joints else joints
             for number, (joint, (shape, dtype)) in enumerate(zip(joints, kinds, strict=True)):
                 assert joint.shape[1:] == shape and joint.dtype == dtype and joint.flags.c_contiguous
                 table.joints[number] = address(joint)
-            known, rows = joints, min((len(joint) for joint in joints), default=sys.maxsize)
+            rows = min((len(joint) for joint in joints), default=sys.maxsize)
 
         def sweep(ks: Any, p: int, leaves: Any, ins: Any, joints: Any, entries: Any = None) -> None:
             if joints is not known:
@@ -600,7 +624,7 @@ class NumbaBound:
             count = len(ks)
             assert p + count <= rows
             arrays = (ks, ins, leaves)
-            if not READS_OBJECTS or run(at, id(arrays), p, count):
+            if not reads or run(at, id(arrays), p, count):
                 kept = table.give(arrays)
                 run(at, 0, p, count)
                 del kept
@@ -640,7 +664,7 @@ def compiled(name: str, source: str) -> tuple[Callable[..., int], bool]:
     # The function itself: choosing by the types of arguments, which are whole numbers, costs 0.1 µs.
     made = dispatcher.overloads[signature.args].entry_point
     COMPILED[digest] = dispatcher, made
-    return made, dispatcher.stats.cache_hits.get(signature.args, 0) > 0
+    return made, sum(dispatcher.stats.cache_hits.values()) > 0
 
 
 NUMBERS = (
@@ -684,16 +708,42 @@ def blas() -> tuple[int, int]:
 
 # -- the choice ----------------------------------------------------------------------------------------------
 
+# A function such as `exp` of one element takes 4 ns longer than in NumPy, which has them for eight at a time;
+# a call of NumPy takes 0.5 µs.
+FUNCTIONS_FOR_A_CALL = 125
+
 
 def supports(plan: Plan, recorded: bool = True, feeds: dict[int, int] | None = None) -> bool:
     """Whether a plan can be a Numba program here."""
+    return numba_program(plan, {}, recorded, feeds, insist=True) is not None
+
+
+def pays(plan: Plan, recorded: bool = True, feeds: dict[int, int] | None = None) -> bool:
+    """Whether a plan is faster as a Numba program than through NumPy, by its sizes alone."""
+    return numba_program(plan, {}, recorded, feeds) is not None
+
+
+def numba_program(
+    plan: Plan,
+    where: dict[Node, tuple[int, ...]],
+    recorded: bool,
+    feeds: dict[int, int] | None,
+    insist: bool = False,
+) -> NumbaProgram | None:
+    """The Numba program of a plan; None where there can be none, or (unless one insists on it) where NumPy is faster."""
     if not find_spec("numba"):
-        return False
+        return None
     try:
-        made = NumbaProgram(plan, {}, recorded, feeds)
+        made = NumbaProgram(plan, where, recorded, feeds)
     except Refused:
-        return False
-    return not (made.sweep_loops.calls_blas or made.hoist_loops.calls_blas) or bool(find_spec("scipy"))
+        return None
+    both = (made.hoist_loops, made.sweep_loops)
+    if any(part.calls_blas for part in both) and not find_spec("scipy"):
+        return None
+    calls = sum(len(part.statements) for part in both)
+    if not insist and sum(part.functions for part in both) > FUNCTIONS_FOR_A_CALL * calls:
+        return None
+    return made
 
 
-__all__ = ["NumbaBound", "NumbaProgram", "supports"]
+__all__ = ["NumbaBound", "NumbaProgram", "numba_program", "pays", "supports"]

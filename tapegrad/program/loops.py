@@ -82,6 +82,33 @@ FUNCTIONS = frozenset(
     ]
 )
 
+SLOW = FUNCTIONS - frozenset(
+    [
+        "absolute",
+        "fabs",
+        "sign",
+        "sqrt",
+        "square",
+        "reciprocal",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "floor",
+        "ceil",
+        "trunc",
+        "rint",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "logical_xor",
+        "isnan",
+        "isfinite",
+        "isinf",
+        "copysign",
+    ]
+)
+
 
 class Refused(Exception):
     """The program has something that is not made into loops: NumPy serves."""
@@ -123,6 +150,7 @@ class View:
     """Some elements of a memory, in an order: an array. `at`: the same elements of `memory.elements`."""
 
     def __init__(self, memory: Memory, at: Any) -> None:
+        assert isinstance(at, np.ndarray)
         self.memory, self.at = memory, at
         self.shape: Shape = at.shape
         self.dtype = memory.dtype
@@ -137,8 +165,17 @@ class View:
 
     def seen(self, method: str, arguments: Any) -> View | None:
         """This through a view; None if that takes a copy."""
+        if method == "getitem":
+            return self.part(*arguments)
         made = VIEWS[method](self.at, *arguments)
         return View(self.memory, made) if np.may_share_memory(made, self.memory.elements) else None
+
+    def part(self, index: Any) -> View:
+        """This at a basic index."""
+        parts = index if isinstance(index, tuple) else (index,)
+        # With an ellipsis one element, too, is an array.
+        whole = parts if any(part is Ellipsis for part in parts) else (*parts, Ellipsis)
+        return View(self.memory, self.at[whole])
 
     def spread(self, shape: Shape) -> View:
         return self if self.shape == shape else View(self.memory, np.broadcast_to(self.at, shape))
@@ -253,6 +290,7 @@ class Loops:
         self.statements: list[Assign | Block] = []
         self.memories: dict[str, Memory] = {}
         self.calls_blas = False
+        self.functions = 0  # elements of which a function such as `exp` is computed
         self._scratch = 0
 
     # -- memory --------------------------------------------------------------------------------------
@@ -304,6 +342,8 @@ class Loops:
         *dtypes, result = getattr(np, name).resolve_dtypes((*kinds, None))
         if name == "subtract" and dtypes[0].kind == "b":
             raise Refused("numpy.subtract of booleans")
+        if name in SLOW:
+            self.functions += dest.at.size
         symbol = SYMBOLS.get(name) or f"np.{name}({', '.join(['{}'] * len(operands))})"
         for i in range(len(operands)):
             symbol = symbol.replace("{}", f"{{{i}}}", 1)
@@ -340,7 +380,7 @@ class Loops:
         first: Any = f"{number_type(dest.dtype)}(0)"
         if name != "sum":
             index = [slice(None) if i in kept else 0 for i in range(len(value.shape))]
-            self.copy(total, View(value.memory, value.at[tuple(index)]))
+            self.copy(total, value.part(tuple(index)))
         step = {"sum": "plus({0}, {1})", "max": "np.maximum({0}, {1})", "min": "np.minimum({0}, {1})"}[name]
         names = dict(zip(range(len(value.shape)), VARIABLES[::-1], strict=False))
         read = cast_one(value.element(*(names[i] for i in range(len(value.shape)))), value.dtype, dest.dtype)
@@ -400,7 +440,7 @@ class Loops:
             raise Refused("index arrays with slices between them")
         if any(a.dtype.kind not in "iu" for a in arrays):
             raise Refused("an index that is not of integers")
-        base = View(array.memory, array.at[basic])
+        base = array.part(basic)
         common = np.broadcast_shapes(*(a.shape for a in arrays))
         variables = list(VARIABLES[: len(shape)][::-1])
         inner = variables[marked[0] : marked[0] + len(common)]
@@ -662,7 +702,7 @@ def small(rows: int, k: int, columns: int) -> bool:
 @lru_cache(maxsize=1)
 def small_kernels() -> bool:
     """Whether OpenBLAS has its kernels for small matrices on this machine: where there is AVX-512."""
-    from llvmlite.binding import get_host_cpu_features
+    from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
 
     return bool(get_host_cpu_features().get("avx512f"))
 

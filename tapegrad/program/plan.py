@@ -623,6 +623,8 @@ class Core(NamedTuple):
 
 def product_of(node: Node, graph: Graph) -> Core | None:
     """The node as a product of residuals and a cotangent which may wait until the window is swept."""
+    if not node.size or not all(n.size for n in node.inputs):
+        return None
     if node.kind == "matmul" and all(len(n.shape) == 2 for n in node.inputs):
         a, b = node.inputs
         if not a.dependent and b.dependent:

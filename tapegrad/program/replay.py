@@ -10,11 +10,12 @@ Whatever does not fit is left to the sweep by rules: nothing here changes what a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -24,9 +25,10 @@ from ..core.adjoints import AdjointMap
 from ..core.entry import DTYPE, OUT, SHAPE, Entry
 from ..core.schedule import Sliding
 from ..core.sweep import Joints, Sweep
-from ..core.variable import Result
+from ..core.variable import LEAVES, Result
 from ..core.window import Clock, WindowSegment
 from ..errors import ArgumentError
+from ..kernels.choice import numba_serves
 from .emit_numpy import Bound, NumpyProgram
 from .plan import Group, Planner
 from .rings import Rings, Settled
@@ -37,6 +39,9 @@ from .trace import Graph, Residuals, Trace, trace_backward
 SIGNATURES_KEPT = 256  # in the process, with their code
 SHORTEST = 16  # places at first where the schedule names no window
 ROUNDS = 3  # of seating a window: larger rings for one signature unseat what sat in the smaller ones
+# After so many sweeps a signature's programs are Numba's, where that is installed and pays: compiling takes a second
+# or two where its cache on disk is empty. A fixed number, so that a run repeats itself bit for bit.
+NUMBA_AFTER = 32
 PATHS_KEPT = 16  # signatures that one tape holds rings for
 
 
@@ -50,6 +55,7 @@ class Template:
         self.ops = ", ".join(f"{at} {entry[0].name}" for at, entry in enumerate(entries))
         self.residuals = Residuals(Graph())
         self._programs: dict[Any, NumpyProgram] = {}
+        self._compiled: dict[Any, Any] = {}
         self._reach: dict[tuple[int, ...], frozenset[int]] = {}
 
     def program(self, segment: WindowSegment, pattern: Pattern, recorded: bool) -> NumpyProgram:
@@ -65,6 +71,16 @@ class Template:
                 plan, self.residuals.where, recorded, dict(feeds) or None
             )
         return made
+
+    def compiled(self, pattern: Pattern, recorded: bool, insist: bool) -> Any:
+        """The Numba program beside the one that `program` has made; None where it cannot be or would not pay."""
+        key = (pattern, recorded, insist)
+        if key not in self._compiled:
+            from .emit_numba import numba_program
+
+            plan, feeds = self._programs[pattern, recorded].plan, dict(pattern[1])
+            self._compiled[key] = numba_program(plan, self.residuals.where, recorded, feeds or None, insist)
+        return self._compiled[key]
 
     def trace(self, segment: WindowSegment, entering: Iterable[int]) -> Trace:
         """The backward pass of `segment`, on symbols."""
@@ -125,6 +141,8 @@ class TapeRings(Rings):
 
     def __init__(self, template: Template, capacity: int, recorded: bool) -> None:
         super().__init__(capacity)
+        self.sweeps = 0
+        self.numba = ""  # how Numba is wanted, once it is
         self.template, self.recorded = template, recorded
         self.bound: dict[Pattern, Bound] = {}
         self.link: tuple[int, ...] | None = None  # the latest seat's
@@ -135,8 +153,30 @@ class TapeRings(Rings):
         """The program for cotangents that enter as `pattern` says."""
         bound = self.bound.get(pattern)
         if bound is None:
-            bound = self.bound[pattern] = self.template.program(segment, pattern, self.recorded).bind(self)
+            made = self.template.program(segment, pattern, self.recorded)
+            fast = None
+            if self.numba or EAGER:
+                fast = self.template.compiled(pattern, self.recorded, self.numba == "insist")
+                if fast is not None and EAGER:
+                    fast.compile()
+                    EAGER[-1].append(fast.compiled_in)
+            bound = self.bound[pattern] = (fast if fast is not None and self.numba else made).bind(self)
         return bound
+
+    def count_sweep(self, mode: Any) -> bool:
+        """Another sweep begins. Whether from now on programs are Numba's, where those pay."""
+        self.sweeps += 1
+        if (
+            self.numba
+            or mode == "numpy"
+            or self.sweeps <= (0 if mode == "numba" else NUMBA_AFTER)
+            or not numba_serves()
+        ):
+            return False
+        self.numba = "insist" if mode == "numba" else "where it pays"
+        self.bound.clear()
+        self.bodies.clear()
+        return True
 
     def body(self, link: tuple[int, ...], segment: WindowSegment) -> tuple[int, ...]:
         """The positions at which cotangents enter again and again where `link` repeats itself; () if they do not."""
@@ -177,6 +217,19 @@ class TapeRings(Rings):
         return self.nothing[position]
 
 
+EAGER: list[Any] = []  # not empty: whatever is made now is compiled now
+
+
+@contextlib.contextmanager
+def compiling_at_once() -> Iterator[list[Any]]:
+    """A scope in which programs are compiled through Numba, too, as soon as they are made; yields those."""
+    EAGER.append(made := [])
+    try:
+        yield made
+    finally:
+        EAGER.remove(made)
+
+
 class Replays:
     """The programs of one tape. `mode`: True, or "exact"."""
 
@@ -184,7 +237,7 @@ class Replays:
         self.tape, self.mode = tape, mode
         self.rings: OrderedDict[Template, TapeRings] = OrderedDict()
         self.seen: dict[str, int] = {}
-        self.promised: dict[str, tuple[int, int]] = {}  # capacity and next place of rings that a snapshot had
+        self.promised: dict[str, Any] = {}  # capacity, next place and sweeps of rings that a snapshot had
         self.outstanding: Settlement | None = None  # gradients that may still be products of rings
         self.latest: Callable[[], Sweep | None] = nobody  # the last sweep, if somebody holds it
         self.recorded = tape.weights == "recorded"
@@ -226,7 +279,7 @@ class Replays:
 
         return {
             "seen": [[key, count] for key, count in self.seen.items() if noted(key)],
-            "rings": [[t.key, r.capacity, r.next] for t, r in self.rings.items() if noted(t.key)],
+            "rings": [[t.key, r.capacity, r.next, r.sweeps] for t, r in self.rings.items() if noted(t.key)],
             # A place, -1 for a segment that was counted and has none, None for one that was never looked at.
             "places": [
                 s.seat.place if s.seat else None if s.signature is None else -1 for s in self.tape._closed
@@ -240,7 +293,7 @@ class Replays:
             return re.sub(r"leaf(-\d+)", lambda found: f"leaf{slots(int(found[1]))}", key)
 
         self.seen = {now(key): count for key, count in state["seen"]}
-        self.promised = {now(key): (capacity, following) for key, capacity, following in state["rings"]}
+        self.promised = {now(key): numbers for key, *numbers in state["rings"]}
         for segment, place in zip(self.tape._closed, state["places"], strict=True):
             if place is None:
                 continue
@@ -305,9 +358,12 @@ class Replays:
 
     def give_rings(self, template: Template, capacity: int) -> None:
         """New rings for a signature; those that were used longest ago go where there are many."""
-        capacity, following = self.promised.pop(template.key, (capacity, 0))
-        self.rings[template] = TapeRings(template, capacity, self.recorded)
-        self.rings[template].next = following
+        before = self.rings.get(template)
+        capacity, following, sweeps = self.promised.pop(
+            template.key, (capacity, 0, before.sweeps if before else 0)
+        )
+        self.rings[template] = made = TapeRings(template, capacity, self.recorded)
+        made.next, made.sweeps = following, sweeps
         while len(self.rings) > PATHS_KEPT:
             _, gone = self.rings.popitem(last=False)
             self.unseat(gone)
@@ -328,6 +384,7 @@ class Replays:
             rings = self.rings[rings.template]
             place = rings.take(segment)
         seat = segment.seat = Seat(segment, rings, place, before)
+        segment.swept_by = self
         seat.follow(self.older(segment))
         return seat
 
@@ -343,7 +400,11 @@ class Replays:
 
     def run(self, sweep: Sweep, window: Sequence[WindowSegment], clocks: Sequence[Clock]) -> bool:
         """Sweep `window` by programs. False, and nothing has changed, if it has to be swept by rules."""
-        tape = self.tape
+        tape, steady = self.tape, self.steady
+        if steady is not None:  # what it knows of the segments has to be noted in each
+            self.steady = None
+            for segment in steady.window():
+                segment.adjoints = copied(steady.adjoints_of(segment) or {})
         if tape.recording or tape.weights == "replay":
             return False
         joints = Joints(window, clocks, tape.joint)
@@ -369,7 +430,8 @@ class Replays:
         if any(segment.seat.rings.capacity < len(window) for segment in full):
             return False
         self.release()
-        self.steady = None
+        for rings in {id(segment.seat.rings): segment.seat.rings for segment in full}.values():
+            rings.count_sweep(self.mode)
         found = Pass(sweep, clocks, joints)
         if not found.walk(window):
             return False
@@ -392,9 +454,17 @@ class Replays:
         (position, *others), head = found.first
         if not plain or others or at != len(window) - 2 or newest.entries[position][SHAPE] != ():
             return None
+        inside = {id(rings) for rings, _ in body.groups} <= {id(rings) for rings, _ in head.groups}
+        if not inside or newest.seat.link is None:
+            return None
         made = Steady(self, newest, position, head, body)
-        made.newest, made.count = newest, len(window)
+        made.count = len(window)
         return made
+
+    def adjoints_of(self, segment: WindowSegment) -> AdjointMap | None:
+        """What entered `segment` in a steady sweep, if that was its last."""
+        found = None if self.steady is None else self.steady.adjoints_of(segment)
+        return None if found is None else copied(found)
 
     def again(self, root: Any) -> Sweep | None:
         """The sweep for the loss `root`, if it is due and all goes on as in the sweep before; else None."""
@@ -434,8 +504,7 @@ class Steady:
         self, replays: Replays, segment: WindowSegment, position: int, head: Bound, body: Bound
     ) -> None:
         self.replays, self.rings, self.position = replays, segment.seat.rings, position
-        self.head, self.body = head, body
-        self.count = 0
+        self.head, self.body, self.count = head, body, 0
         feeds = dict(body.program.feeds or {})
         left = dict(zip(head.leaving, head.joints, strict=True))
         self.enters = [left[feeds[at]][0] for at in body.entering]
@@ -445,49 +514,72 @@ class Steady:
             self.seed if at == position else zeros(at, segment.entries[at]) for at in head.entering
         ]
         self.settled: dict[tuple[int, int], dict[int, list[Product]]] = {}
-        self.newest: WindowSegment | None = None
+        self.newest: Any = segment
+        self.length, self.link = len(segment.entries), segment.seat.link
+        self.totals = [*head.totals.values(), *body.totals.values()]
+        self.stacked = [rings for rings, _ in head.groups]
+        self.head_leaves, self.body_leaves = ([LEAVES[slot] for slot in b.leaf_slots] for b in (head, body))
 
     def sweep(self, tape: Any, root: Any, clock: Clock) -> Sweep | None:
         """The sweep for `root`, or None, and nothing has changed, if something is not as it was."""
         closed = tape._closed
         segment: WindowSegment = closed[-1]
-        count = len(closed)
-        entries = segment.entries
-        if segment.losses or len(entries) <= self.position or entries[self.position][OUT] != root._slot:
+        count, entries, rings = len(closed), segment.entries, self.rings
+        older = self.newest
+        if segment.losses or segment.seat is not None or count < 2 or closed[-2] is not older:
             return None
-        seat = segment.seat or self.replays.seat(segment)
-        if seat is None or seat.rings is not self.rings or seat.run < count - 1:
+        if len(entries) != self.length or entries[self.position][OUT] != root._slot:
             return None
-        older: WindowSegment = closed[-2]
-        if older is not self.newest:
+        before = rings.template.match(entries, segment.first)
+        link, computed, previous = self.link, older.entries, older.seat
+        if before is None or previous.run < count - 2:
+            return None
+        for at, slot in zip(link, before, strict=True):
+            if computed[at][OUT] != slot:
+                return None
+        place = previous.place + 1
+        if place == rings.capacity:
+            place = 0
+        if (held := rings.holders[place]) is not None and held.held:
+            return None
+        if rings.count_sweep(self.replays.mode):
+            self.replays.steady = None
             return None
         self.replays.release()
-        head, body, place = self.head, self.body, seat.place
-        if body not in older.seat.hoisted:
-            body.hoist(older.seat.place, older.entries_today())
-            older.seat.hoisted.add(body)
-        head.hoist(place, segment.entries_today())
+        seat = segment.seat = Seat(segment, rings, place, before)
+        seat.link, seat.run, segment.swept_by = link, previous.run + 1, self.replays
+        rings.holders[place] = segment
+        rings.next = place + 1 if place + 1 < rings.capacity else 0
+        head, body, behind = self.head, self.body, previous.place
+        if body not in previous.hoisted:
+            body.hoist(behind, computed)
+            previous.hoisted.add(body)
+        head.hoist(place, entries)
         seat.hoisted.add(head)
-        for bound in (head, body):
-            for rings, _ in bound.groups:
-                if rings.filled[place] is not seat:
-                    bound.stack(place)
-                    rings.filled[place] = seat
-            for total in bound.totals.values():
-                total.fill(0)
-        head.sweep(head.back(place, 1), 0, head.leaves(), self.starts, head.joints, self.rings.entries_at)
-        behind = body.back((place - 1) % self.rings.capacity, count - 1)
-        body.sweep(behind, 1, body.leaves(), self.enters, body.joints, self.rings.entries_at)
+        for settled in self.stacked:
+            settled.filled[place] = seat
+        head.stack(place)
+        for total in self.totals:
+            total.fill(0)
+        head.sweep(
+            head.back(place, 1),
+            0,
+            [v._array for v in self.head_leaves],
+            self.starts,
+            head.joints,
+            rings.entries_at,
+        )
+        leaves = [v._array for v in self.body_leaves]
+        body.sweep(body.back(behind, count - 1), 1, leaves, self.enters, body.joints, rings.entries_at)
         self.newest, self.count = segment, count
         return self.found(root, clock, place, count)
 
     def found(self, root: Any, clock: Clock, place: int, count: int) -> Sweep:
         """What the two calls left behind, as a Sweep."""
-        settlement = Settlement()
         products = self.settled.get((place, count))
         if products is None:
             products = self.settled[place, count] = self.products(place, count)
-        settlement.products = products
+        settlement = Settlement(products)
         for slot, total in (*self.head.totals.items(), *self.body.totals.items()):
             settlement.totals.setdefault(slot, []).append(total)
         sweep = Sweep()
@@ -533,10 +625,9 @@ class Steady:
 
     def adjoints_of(self, segment: WindowSegment) -> dict[int, Any] | None:
         """What entered `segment` in the latest sweep, by slot; None if it was not part of it."""
-        window = self.window()
-        if segment not in window:
+        p = self.newest.index - segment.index if self.newest.seat.rings is segment.seat.rings else -1
+        if not 0 <= p < self.count or not segment.held:
             return None
-        p = len(window) - 1 - window.index(segment)
         if p == 0:
             return {segment.entries[self.position][OUT]: self.seed}
         return self.pending()[p - 1]
@@ -693,6 +784,7 @@ class Pass:
             here = {before[n]: cts[joint + i] for n, cts in zip(bound.leaving, bound.joints, strict=True)}
             self.at_joints.append(here)
         self.pending = dict(here)
+        self.looped = (at, count, bound)
         return count
 
     def plain_losses(self, segment: WindowSegment) -> tuple[int, ...] | None:
@@ -711,7 +803,9 @@ class Pass:
         """Factors into place, accumulators to zero; note what is to be settled."""
         seat = segment.seat
         if bound not in seat.hoisted:
-            bound.hoist(seat.place, segment.entries_today())
+            bound.hoist(
+                seat.place, segment.entries
+            )  # which lack leaves under "current", and nothing hoists those
             seat.hoisted.add(bound)
         for rings, group in bound.groups:
             if rings.filled[seat.place] is not seat:
@@ -728,9 +822,10 @@ class Pass:
 
     def settle(self) -> None:
         """Note the products that give the parameters' gradients, and hand everything to the sweep."""
-        settlement = Settlement()
+        products: dict[int, list[Product]] = {}
         for rings, group, places in self.written.values():
-            add_products(settlement.products, rings, group, places)
+            add_products(products, rings, group, places)
+        settlement = Settlement(products)
         for slot, total in self.totals.values():
             settlement.totals.setdefault(slot, []).append(total)
         sweep = self.sweep
@@ -744,7 +839,12 @@ class Pass:
         sweep.settlement = settlement
         sweep.lazy_joints = lambda at_joints=self.at_joints: at_joints
         for segment, here in self.entered:
-            segment.adjoints = AdjointMap({slot: np.array(ct) for slot, ct in here.items()})
+            segment.adjoints = copied(here)
+
+
+def copied(pending: dict[int, Any]) -> AdjointMap:
+    """Cotangents by slot, out of memory that will be written to again."""
+    return AdjointMap({slot: np.array(ct) for slot, ct in pending.items()})
 
 
 def blocks_of(places: list[int]) -> list[tuple[int, int]]:

@@ -24,10 +24,11 @@ class Product:
     A left with one axis holds ones: the sum of delta's rows.
     """
 
-    __slots__ = ("blocks", "chain", "reshaped")
+    __slots__ = ("blocks", "chain", "flats", "reshaped")
 
     def __init__(self, blocks: Sequence[tuple[Array, Array]], chain: tuple[Any, ...]) -> None:
         self.blocks, self.chain = blocks, chain
+        self.flats = [rows.reshape(-1) for block in blocks for rows in block if rows.ndim > 1]
         self.reshaped = all(not isinstance(link, float) and link[0] == "reshape" for link in chain)
 
     def formed(self) -> Array:
@@ -45,35 +46,30 @@ class Product:
                 made = made.reshape(*arguments) if method == "reshape" else made.transpose(*arguments)
         return made
 
-    def add_to(self, array: Array, scale: float) -> bool:
-        """`array` += scale · gradient, without forming that. False, and nothing is changed, if BLAS cannot do it."""
-        blas = blas_of(array.dtype)
-        if (
-            blas is None
-            or not self.reshaped
-            or not array.flags.c_contiguous
-            or array.dtype != self.blocks[0][1].dtype
-        ):
-            return False
-        gemm, gemv = blas
+    def adds_to(self, dtype: Any) -> bool:
+        """Whether BLAS can do `add_to` for an array of `dtype`."""
+        return self.reshaped and dtype is self.blocks[0][1].dtype and blas_of(dtype) is not None
+
+    def add_to(self, array: Array, scale: float) -> None:
+        """`array` += scale · gradient, for a C-ordered array, without forming the gradient."""
+        gemm, gemv = blas_of(array.dtype)  # type: ignore[misc]
         for left, delta in self.blocks:
             if left.ndim == 1:
                 gemv(scale, delta.T, left, beta=1.0, y=array.reshape(-1), overwrite_y=1)
             else:
-                flat = array.reshape(left.shape[1], delta.shape[1])
+                flat = array if array.ndim == 2 else array.reshape(left.shape[1], -1)
                 gemm(scale, delta.T, left.T, beta=1.0, c=flat.T, trans_b=1, overwrite_c=1)
-        return True
 
 
 class Settlement:
     """What one sweep found for the parameters: products by leaf slot, and arrays that were summed on the way."""
 
-    def __init__(self) -> None:
-        self.products: dict[int, list[Product]] = {}
+    def __init__(self, products: dict[int, list[Product]]) -> None:
+        self.products = products
         self.totals: dict[int, list[Array]] = {}
         self.formed: dict[int, Array] | None = None
         self.deferred: list[Deferred] = []
-        self._squares: dict[int, float] = {}
+        self._finite: bool | None = None
 
     def form(self) -> dict[int, Array]:
         """Every gradient by slot, as arrays of the sweep's own."""
@@ -102,16 +98,15 @@ class Settlement:
         assert made is not None
         return made
 
-    def finite(self, product: Product) -> bool:
-        """Whether the factors of a product are finite, and small enough for it to be finite as well."""
-        squares = 0.0
-        for rows in (rows for block in product.blocks for rows in block if rows.ndim > 1):
-            key = id(rows)
-            if key not in self._squares:
-                flat = rows.reshape(-1)
-                self._squares[key] = float(np.dot(flat, flat))
-            squares += self._squares[key]
-        return math.isfinite(squares)
+    @property
+    def finite(self) -> bool:
+        """Whether all factors of the products are finite, and small enough for the products to be finite as well."""
+        if self._finite is None:
+            flats = {
+                id(flat): flat for products in self.products.values() for p in products for flat in p.flats
+            }
+            self._finite = math.isfinite(sum([float(np.dot(flat, flat)) for flat in flats.values()]))
+        return self._finite
 
     def deliver(self) -> None:
         """Give every leaf its gradient, put off where it has none yet."""
@@ -153,16 +148,14 @@ class Deferred:
             leaf.accumulate_grad(made)
         return leaf._grad  # type: ignore[no-any-return]
 
-    def descend(self, value: Array, new: Array, lr: float) -> bool:
-        """`new` = `value` - lr · gradient, without forming the gradient. False if that is to be done.
-
-        It is, too, where a factor is not finite or so large that a product might not be.
-        """
+    def descends(self, dtype: Any) -> bool:
+        """Whether `descend` can be done: one product of finite factors, straight to the weights."""
         products = self.settlement.products[self.slot]
-        if len(products) > 1 or not self.settlement.finite(products[0]):
-            return False
-        np.copyto(new, value)
-        return products[0].add_to(new, -lr)
+        return len(products) == 1 and products[0].adds_to(dtype) and self.settlement.finite
+
+    def descend(self, array: Array, lr: float) -> None:
+        """`array` -= lr · gradient, without forming the gradient."""
+        self.settlement.products[self.slot][0].add_to(array, -lr)
 
 
 # By dtype: BLAS's matrix and vector products in place, for Fortran-ordered arrays; None without SciPy.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,10 @@ class Traced:
     def __bool__(self) -> bool:
         raise Untraceable("a rule branches on values")
 
-    __float__ = __int__ = __index__ = item = __iter__ = __bool__
+    __float__ = __int__ = __index__ = item = __bool__
+
+    def __iter__(self) -> Iterator[Traced]:
+        return (self[i] for i in range(len(self)))
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise Untraceable("a rule asks for elements")
@@ -169,7 +172,12 @@ class Traced:
     # -- operators ----------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if method == "reduce" and ufunc is np.add and len(inputs) == 1:
+        if (
+            method == "reduce"
+            and ufunc is np.add
+            and len(inputs) == 1
+            and kwargs.keys() <= {"axis", "keepdims"}
+        ):
             return self._reduce("sum", kwargs.get("axis", 0), kwargs.get("keepdims", False))
         if method != "__call__" or kwargs:
             raise Untraceable(f"numpy.{ufunc.__name__}.{method} with {sorted(kwargs)}")
@@ -240,14 +248,13 @@ class Traced:
             return self
         kept = [1 if i in axes else n for i, n in enumerate(self.shape)]
         shape = kept if keepdims else [n for i, n in enumerate(self.shape) if i not in axes]
-        return self.graph.traced(
-            "reduce", (name, axes, bool(keepdims)), (self.node,), tuple(shape), self.dtype
-        )
+        dtype = np.add.reduce(np.empty(0, self.dtype)).dtype if name == "sum" else self.dtype
+        return self.graph.traced("reduce", (name, axes, bool(keepdims)), (self.node,), tuple(shape), dtype)
 
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Traced:
+    def sum(self, axis: Any = None, *, keepdims: bool = False) -> Traced:
         return self._reduce("sum", axis, keepdims)
 
-    def max(self, axis: Any = None, keepdims: bool = False) -> Traced:
+    def max(self, axis: Any = None, *, keepdims: bool = False) -> Traced:
         return self._reduce("max", axis, keepdims)
 
     def astype(self, dtype: Any) -> Traced:
@@ -388,17 +395,17 @@ class Namespace:
     def squeeze(self, a: Any, axis: Any = None) -> Any:
         return self._of(a).squeeze(axis)
 
-    def sum(self, a: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        return self._of(a).sum(axis, keepdims)
+    def sum(self, a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+        return self._of(a).sum(axis, keepdims=keepdims)
 
-    def max(self, a: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        return self._of(a).max(axis, keepdims)
+    def max(self, a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+        return self._of(a).max(axis, keepdims=keepdims)
 
-    def min(self, a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    def min(self, a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
         return self._of(a)._reduce("min", axis, keepdims)
 
-    def mean(self, a: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        total = self._of(a).sum(axis, keepdims)
+    def mean(self, a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+        total = self._of(a).sum(axis, keepdims=keepdims)
         return total / float(a.size / max(total.size, 1))
 
     def concatenate(self, arrays: Any, axis: int = 0) -> Any:

@@ -10,10 +10,14 @@ from ..errors import ArgumentError, describe
 from ..kernels import choice
 from . import replay
 
-STEPS = 3  # a signature is compiled at its second sighting, and a loop is found at the third
+STEPS = (
+    5  # the first has another signature, the third is the second sighting of the others, the fourth a loop
+)
 
 
-def warmup(step: Callable[[], Any] | None = None, *, steps: int = STEPS, dtypes: Any = None) -> dict[str, Any]:
+def warmup(
+    step: Callable[[], Any] | None = None, *, steps: int = STEPS, dtypes: Any = None
+) -> dict[str, Any]:
     """Compile the kernels, and with `step` the programs of the loop it is a step of; returns what took how long.
 
         tg.warmup()             # Numba's kernels; from their cache on disk where they have been compiled before
@@ -27,7 +31,9 @@ def warmup(step: Callable[[], Any] | None = None, *, steps: int = STEPS, dtypes:
     Raises ArgumentError if `step` cannot be called.
     """
     if step is not None and not callable(step):
-        raise ArgumentError(f"warmup: `step` must be a function without arguments, and {describe(step)} came.")
+        raise ArgumentError(
+            f"warmup: `step` must be a function without arguments, and {describe(step)} came."
+        )
     started = time.perf_counter()
     report: dict[str, Any] = dict(choice.warmup(**({} if dtypes is None else {"dtypes": dtypes})))
     if step is not None:
