@@ -16,7 +16,7 @@ ORDER = [
     ["kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.choice", "kernels"],
     [
         "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
-        "core.guard", "core.seeds", "core.tape", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
+        "core.guard", "core.seeds", "core.tape", "core.revive", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
         "core.lag", "core.part", "core.capacitor", "core.snapshot",
     ],
     [

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad.program import exact as exact_module
+from tapegrad.program import replay as replay_module
 
-PROGRAMS_PER_TEST, TESTS = 150, 20
+PROGRAMS_PER_TEST, TESTS = 120, 20
 GRID, LARGEST = 64.0, 64.0  # values are multiples of 1 / GRID, and not beyond LARGEST: float64 is exact there
 FINEST, COARSEST = 2.0**-26, 2.0**24  # and so it is for adjoints that are multiples of FINEST below COARSEST
 TOLERANCE = 1e-12
@@ -641,13 +643,15 @@ class Program:
     leaves: list
     inexact: bool
     steps: list
+    compile: object = True
+    sightings: int = 2  # how often a segment's signature is met before it is compiled
 
     def __str__(self):
         steps = "\n".join(f"        {step!r}," for step in self.steps)
         return (
             f"Program(\n    seed={self.seed!r},\n    schedules={self.schedules!r},\n    weights={self.weights!r}, "
             f"joint={self.joint!r}, guard={self.guard!r},\n    leaves={self.leaves!r},\n"
-            f"    inexact={self.inexact!r},\n    steps=[\n{steps}\n    ],\n)"
+            f"    inexact={self.inexact!r}, compile={self.compile!r}, sightings={self.sightings!r},\n    steps=[\n{steps}\n    ],\n)"
         )
 
 
@@ -670,7 +674,11 @@ class Player:
         p = self.program
         timings = [Timing(*s) for s in p.schedules]
         tape = tg.CapacitorTape(
-            timings[0].build(), weights=p.weights, joint=JOINTS[p.joint][0], guard=p.guard
+            timings[0].build(),
+            weights=p.weights,
+            joint=JOINTS[p.joint][0],
+            guard=p.guard,
+            compile=p.compile,
         )
         return tape, [tape.capacitor(t.build()) for t in timings[1:]]
 
@@ -924,6 +932,13 @@ class Player:
         self.history.leaves[i] = array
         self.leaves[i].value = number(array)
 
+    def do_look(self):
+        """A gradient that waits to be read is read, and written to."""
+        for i, leaf in enumerate(self.leaves):
+            if leaf.grad is not None:
+                leaf.grad[...] += 1.0
+                self.grads[i] = self.grads[i].plus(Adjoint([1.0] * leaf.size, [1.0] * leaf.size))
+
     def do_zero_grad(self):
         for leaf in self.leaves:
             leaf.grad = None
@@ -963,7 +978,7 @@ class Player:
         if sweep is None or found is None:
             self.same("a sweep", sweep is not None, found is not None)
             return
-        exact = found.exact and not self.program.inexact
+        exact = found.exact and not self.program.inexact and self.program.compile is not True
         self.count("sweep")
         self.count("exact sweep" if exact else "sweep to 1e-12")
         for what, so in {
@@ -1054,10 +1069,54 @@ def write(seed):
     for _ in range(r.randint(3, 9)):
         steps += between(r)
         steps += segment(r, inexact, len(schedules) - 1)
+        if r.random() < 0.25:
+            steps += alike(r, inexact)
     steps += between(r)
     steps.append(("sweep", ages(r)))
-    weights = r.choice(["recorded", "recorded", "current", "replay"])
-    return Program(seed, schedules, weights, joint, r.random() < 0.2, leaves, inexact, steps)
+    weights = r.choice(["recorded", "recorded", "recorded", "current", "current", "replay"])
+    compile, sightings = r.choice([False, "exact", "exact", True, True, True]), r.choice([1, 1, 2])
+    return Program(
+        seed, schedules, weights, joint, r.random() < 0.15, leaves, inexact, steps, compile, sightings
+    )
+
+
+def alike(r, inexact):
+    """Segments of one loop: the same ops, a loss at the end, and now and then something else."""
+    body = loop_body(r, inexact)
+    losses = r.choice([[0], [0], [0], [0, 2], [1], []])
+    steps = []
+    for _ in range(r.randint(3, 12)):
+        steps.append(("begin", "with"))
+        steps += [("op", *op(r, inexact))] if r.random() < 0.05 else []
+        steps += body
+        steps.append(("raise",) if r.random() < 0.03 else ("stop",))
+        if r.random() < 0.93:
+            for root in losses:
+                steps.append(("backward", [root], [[None, 1.0, 1.0]] * 2, []))
+        else:
+            steps += between(r)
+        if r.random() < 0.2:
+            steps.append(r.choice([("zero grad",), ("update", r.randrange(3), halves(r, 2)), ("look",)]))
+    return steps
+
+
+def loop_body(r, inexact):
+    """x = f(x, leaf), with a scalar at the end; a squashed state stays small."""
+    width = r.choice(["scalar", "vector"])
+    first = ("op", r.choice(["multiply", "add"]), ("value", r.choice([0, 1, 1, 2])), ("leaf", r.randrange(3)))
+    body = [first, *(another(r) for _ in range(r.choice([0, 0, 1, 2])))]
+    body.append(("op", r.choice(["negative", "relu", "negative"]), ("value", 0)))
+    if inexact:
+        body.append(("op", "tanh", ("value", 0)))
+    if width == "vector":
+        body.append(("op", "sum", ("value", 0)))
+    return body
+
+
+def another(r):
+    """An op on the newest value and on something else."""
+    other = r.choice([("leaf", r.randrange(3)), ("value", 2), ("constant", halves(r, 1))])
+    return ("op", r.choice(["add", "subtract", "maximum"]), ("value", 0), other)
 
 
 def schedule(r, part=False):
@@ -1197,7 +1256,11 @@ def failure(program, tally=None):
     """What is wrong with the tape in this program, or None."""
     player = Player(program, {} if tally is None else tally)
     try:
-        player.play()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replay_module, "SIGHTINGS", program.sightings)
+            patch.setattr(exact_module, "SIGHTINGS", program.sightings)
+            count_ways(patch, player.count)
+            player.play()
     except Difference as difference:
         return str(difference)
     except Exception as error:
@@ -1206,6 +1269,26 @@ def failure(program, tally=None):
         with contextlib.suppress(tg.RecordingError):
             player.tape.abort()
     return None
+
+
+def count_ways(patch, count):
+    """Count which way a sweep takes: by rules, by programs one segment at a time or in loops, as the one before."""
+
+    def counted(cls, method, what):
+        original = getattr(cls, method)
+
+        def call(self, *arguments):
+            result = original(self, *arguments)
+            if result:
+                count(what)
+            return result
+
+        patch.setattr(cls, method, call)
+
+    counted(replay_module.Replays, "run", "sweep by programs")
+    counted(replay_module.Replays, "again", "sweep as before")
+    counted(replay_module.Pass, "loop", "loop")
+    counted(exact_module.Exact, "pull", "straight")
 
 
 def shortened(program):
@@ -1269,6 +1352,10 @@ def test_the_programs_go_everywhere():
         "several passes": 10,
         "re-run": 100,
         "state at the edge": 100,
+        "straight": 500,
+        "sweep by programs": 300,
+        "loop": 150,
+        "sweep as before": 40,
     }.items():
         assert tally.get(what, 0) >= least, (what, tally)
     programs = [write(seed) for seed in range(300)]

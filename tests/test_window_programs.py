@@ -1,667 +1,748 @@
-"""Random loops twice: swept by compiled programs, and swept by rules; both find the same.
+"""The compiled window: what is given away stays as it was, what waits can be read, and memory stays bounded.
 
-The sweep by rules (`compile=False`) is the oracle: `test_programs.py` compares it with a history that forgets
-nothing. A loop here has bodies made of arrays: products, slices, sums over axes, cells, losses. A body runs many
-times, and now and then another one, so that most sweeps are replays.
-
-A loop is data, and every part of a loop is a loop: `shortened` leaves out steps and ops while it still fails.
+`test_random_loops.py` asks whether the numbers are right; here is what a user may do with them, and when.
 """
 
 import copy
-import random
-import warnings
-from collections import deque
-from dataclasses import dataclass, field, replace
+import gc
+import pickle
+import threading
+import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
 from tapegrad import nn, optim
-from tapegrad.program import exact as exact_module
 from tapegrad.program import replay as replay_module
 
-LOOPS_PER_TEST, TESTS = 25, 12
-DOUBLE, SINGLE = 1e-12, 2e-5  # of the largest element
+N_IN, N_HIDDEN, BATCH = 3, 5, 2
+WINDOW = 4
 
 
-# -- what the bodies are made of ------------------------------------------------------------------------
+class Model(nn.Module):
+    def __init__(self, cell=nn.LSTMCell, dtype=np.float64):
+        rng = np.random.default_rng(0)
+        self.cell = cell(N_IN, N_HIDDEN, dtype=dtype, rng=rng)
+        self.readout = nn.Linear(N_HIDDEN, 3, dtype=dtype, rng=rng)
 
+    def start(self):
+        return self.cell.initial_state(BATCH)
 
-class Step:
-    """One step of a loop: the values so far, newest last, and arrays that are the same in every run."""
+    def step(self, x, label, state):
+        out, state = self.cell(x, state)
+        return tg.softmax_cross_entropy(self.readout(out), label), out, state
 
-    def __init__(self, run, t):
-        self.run, self.t, self.values, self.at = run, t, list(run.states), 0
 
-    def rng(self, *key):
-        return np.random.default_rng([self.run.loop.seed, *key])
+def stream(steps, dtype=np.float64, seed=1):
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.standard_normal((BATCH, N_IN)).astype(dtype), rng.integers(0, 3, BATCH)) for _ in range(steps)
+    ]
 
-    def leaf(self, *shape, which=0):
-        return self.run.leaf(shape, which)
 
-    def noise(self, *shape):
-        """An array of this op at this step."""
-        return self.rng(7, self.t, self.at).standard_normal(shape)
+def sweeps_of(tape, model, steps, state=None, seed=1):
+    """Runs the loop; yields (sweep, loss, out, state) at every step."""
+    state = model.start() if state is None else state
+    for x, label in stream(steps, seed=seed):
+        with tape:
+            loss, out, state = model.step(x, label, state)
+        yield tape.backward(loss), loss, out, state
 
-    def whole(self, high, *shape):
-        return self.rng(8, self.t, self.at).integers(0, high, shape)
 
+def gradients(compile, steps=9, act=lambda t, sweep, params: None, window=WINDOW):
+    """`.grad` of every parameter at the end, and what `act` returned after every sweep."""
+    model, tape, seen = Model(), tg.CapacitorTape(window, compile=compile), []
+    for t, (sweep, *_) in enumerate(sweeps_of(tape, model, steps)):
+        seen.append(act(t, sweep, model.parameters()))
+    return [p.grad for p in model.parameters()], seen
 
-def fit(a, shape):
-    """`a`, or its mean where it does not broadcast to `shape`."""
-    try:
-        return a if np.broadcast_shapes(a.shape, shape) == shape else tg.mean(a)
-    except ValueError:
-        return tg.mean(a)
 
+def close(came, right, scale=1e-12):
+    assert (came is None) == (right is None)
+    if right is not None:
+        np.testing.assert_allclose(came, right, rtol=0, atol=scale * max(np.abs(right).max(initial=0), 1e-3))
 
-def small(a):
-    return tg.tanh(a)
 
+def replays(tape):
+    return tape._programs._replays
 
-def rows(a):
-    """`a` as a matrix."""
-    if a.ndim == 2:
-        return a
-    return a.reshape(1, -1) if a.ndim < 2 else a.reshape(a.shape[0], -1)
 
+@pytest.fixture
+def ways(monkeypatch):
+    """How often a sweep was run by programs ("run"), and how often as the one before ("again")."""
+    count = {"run": 0, "again": 0}
+    for name in count:
+        original = getattr(replay_module.Replays, name)
 
-def pair(f):
-    """An op of two values, the second fitted to the first."""
-    return lambda step, a, b, k: f(a, fit(b, a.shape))
+        def call(self, *arguments, original=original, name=name):
+            result = original(self, *arguments)
+            count[name] += bool(result)
+            return result
 
+        monkeypatch.setattr(replay_module.Replays, name, call)
+    return count
 
-def swapped(f):
-    return lambda step, a, b, k: f(fit(b, a.shape), a)
 
+def test_a_loop_is_soon_swept_by_programs_and_then_as_the_time_before(ways):
+    gradients(True, steps=20)
+    assert ways["run"] >= 3
+    assert ways["again"] >= 8
 
-def unary(f):
-    return lambda step, a, b, k: f(a)
 
-
-def left_product(step, a, b, k):
-    m = rows(a)
-    y = step.leaf(3, m.shape[1], which=k % 2) @ m.T
-    return y.T if k % 3 else y
-
-
-def joined(step, a, b, k):
-    a, b = rows(a), rows(b)
-    b = b if b.shape[0] == a.shape[0] else tg.broadcast_to(tg.mean(b), a.shape)
-    return tg.concat([a, b, a][: 2 + k % 2], axis=1)
-
-
-def gates(step, a, b, k):
-    """Four slices of one product, as in an LSTM."""
-    m = rows(a)
-    z = m @ step.leaf(m.shape[1], 8) + step.leaf(8, which=k % 2)
-    i, f, g, o = (z[:, 2 * n : 2 * n + 2] for n in range(4)) if k % 2 else tg.split(z, 4, axis=1)
-    c = tg.sigmoid(f) * fit(b, f.shape) + tg.sigmoid(i) * tg.tanh(g)
-    return tg.sigmoid(o) * tg.tanh(c)
-
-
-def cut(step, a, b, k):
-    if a.ndim == 0:
-        return -a
-    return [a[..., :1], a[..., ::2], a[0], a[-1:], a[..., None, 0], a[..., ::-1], a[..., 1:]][k % 7] if a.shape[-1] > 1 else a[0]
-
-
-def overlapping(step, a, b, k):
-    """Two slices that share elements."""
-    if a.ndim == 0 or a.shape[-1] < 3:
-        return a * 2.0
-    return a[..., :-1] * a[..., 1:] - a[..., :-1]
-
-
-def reduced(step, a, b, k):
-    f = [tg.sum, tg.mean, tg.max, tg.logsumexp, tg.min][k % 5]
-    axis = [None, 0, -1, (0, -1) if a.ndim > 1 else None][k % 4] if a.ndim else None
-    return f(a, axis=axis, keepdims=bool(k % 3))
-
-
-def biased(step, a, b, k):
-    n = a.shape[-1] if a.ndim else 1
-    shapes = [(), (1,), a.shape]
-    if a.ndim:
-        shapes.append((n,))
-    if a.ndim == 2:
-        shapes += [(1, n), (a.shape[0], 1)]
-    shape = shapes[k % len(shapes)]
-    y = a + step.leaf(*shape, which=k % 2) if k % 3 else step.leaf(*shape) * a
-    return y
-
-
-def embedded(step, a, b, k):
-    count = a.shape[0] if a.ndim else 2
-    code = step.whole(5, count)
-    y = tg.take(step.leaf(5, 3), code if k % 3 else code.tolist())
-    return y + fit(a, y.shape)
-
-
-def taken(step, a, b, k):
-    if a.ndim == 0:
-        return tg.exp(small(a))
-    index = step.whole(a.shape[-1], 3)
-    return tg.take(a, index, axis=-1) if k % 2 else a[..., index]
-
-
-def chosen(step, a, b, k):
-    b = fit(b, a.shape)
-    if k % 3 == 0:
-        return tg.where(a.value > 0.1, a, b)
-    if k % 3 == 1:
-        return tg.where(step.noise(*a.shape) > 0, a, 0.0)
-    return tg.where(step.noise(*a.shape) > 0, b, a)
-
-
-def stacked(step, a, b, k):
-    y = tg.stack([a, tg.broadcast_to(fit(b, a.shape), a.shape)], axis=k % 2 if a.ndim else 0)
-    return [tg.sum(y, axis=0), y, tg.unstack(y)[0]][k % 3] if y.ndim < 3 or k % 3 != 1 else tg.mean(y, axis=1)
-
-
-def fed(step, a, b, k):
-    """An input, in one of the forms in which arrays come."""
-    shape = a.shape or (2,)
-    x = step.noise(*shape[::-1]).T if k % 5 == 0 else step.noise(*shape)
-    if k % 5 == 1:
-        x = step.noise(2 * shape[0], *shape[1:])[::2]
-    if k % 5 == 2:
-        x = step.whole(3, *shape)
-    if k % 5 == 3:
-        x = x.astype(np.float32) if step.run.loop.single else np.broadcast_to(x[:1], x.shape)
-    return a * x if k % 2 else x + a
-
-
-def number(step, a, b, k):
-    """A Python number: the same in each step, or a changing one."""
-    changing = 0.5 + 0.25 * (step.t % 3)
-    return [a * 0.5, 1.5 - a, a / 3, changing * a, a + changing, tg.square(small(a)), small(a) ** 3, -a * 0.0][k % 8]
-
-
-def by_cell(step, a, b, k):
-    x = rows(a)
-    h = tg.broadcast_to(fit(b, (x.shape[0], 2)), (x.shape[0], 2))
-    cell = step.run.cell([nn.RNNCell, nn.GRUCell, nn.LSTMCell][k % 3], x.shape[1])
-    if k % 3 == 2:
-        out, (_, c) = cell(x, (h, tg.tanh(h)))
-        return out if k % 2 else c
-    return cell(x, h)[0]
-
-
-def cross_entropy(step, a, b, k):
-    logits = rows(a)
-    return tg.softmax_cross_entropy(logits, step.whole(logits.shape[1], logits.shape[0]))
-
-
-def fresh(step, a, b, k):
-    """A leaf of this step alone."""
-    leaf = tg.Variable(step.noise(*a.shape))
-    step.run.held.append(leaf)
-    return a * leaf if k % 2 else leaf
-
-
-def assigned(step, a, b, k):
-    """A leaf that gets another value between two reads."""
-    leaf = step.leaf(*a.shape[-1:])
-    y = a * leaf
-    leaf.value = leaf.value * 0.875
-    return y + leaf * a if k % 2 else y
-
-
-def shared(step, a, b, k):
-    """One weight twice."""
-    m = rows(a)
-    n = m.shape[1]
-    w = step.leaf(n, n)
-    return tg.tanh(m @ w) @ (w.T if k % 2 else w)
-
-
-def remembered(step, a, b, k):
-    """A value of an older segment."""
-    old = step.run.memory
-    return a + fit(old[-1 - k % len(old)], a.shape) if old else a
-
-
-def scattered(step, a, b, k):
-    if a.ndim == 0:
-        return a
-    return tg.put_at(a, index=(..., slice(1, 1 + a.shape[-1])), shape=(*a.shape[:-1], a.shape[-1] + 2))
-
-
-OPS = {
-    "matmul": lambda s, a, b, k: rows(a) @ s.leaf(rows(a).shape[1], 2 + k % 3, which=k % 2),
-    "left product": left_product,
-    "product": lambda s, a, b, k: rows(a) @ tg.broadcast_to(fit(rows(b), rows(a).shape), rows(a).shape).T,
-    "vector product": lambda s, a, b, k: a.reshape(-1) @ s.leaf(a.size, 3, which=k % 2),
-    "inner": lambda s, a, b, k: a.reshape(-1) @ tg.broadcast_to(fit(b, a.shape), a.shape).reshape(-1),
-    "gates": gates, "cell": by_cell, "shared": shared, "joined": joined, "cut": cut, "overlapping": overlapping,
-    "add": pair(lambda a, b: a + b), "subtract": pair(lambda a, b: a - b), "minus": swapped(lambda a, b: a - b),
-    "multiply": pair(lambda a, b: small(a) * small(b)), "divide": pair(lambda a, b: a / (1.0 + small(b) ** 2)),
-    "maximum": pair(tg.maximum), "minimum": swapped(tg.minimum), "where": chosen, "stacked": stacked,
-    "square": unary(lambda a: small(a) * small(a)), "tanh": unary(tg.tanh), "sigmoid": unary(tg.sigmoid), "relu": unary(tg.relu),
-    "softplus": unary(tg.softplus), "exp": unary(lambda a: tg.exp(small(a))), "sin": unary(tg.sin), "absolute": unary(tg.absolute),
-    "sqrt": unary(lambda a: tg.sqrt(1.0 + small(a) ** 2)), "clip": unary(lambda a: tg.clip(a, -0.5, 0.5)),
-    "softmax": unary(lambda a: tg.softmax(a) if a.ndim else a), "log softmax": unary(lambda a: tg.log_softmax(a) if a.ndim else a),
-    "transposed": unary(lambda a: a.T), "column": unary(lambda a: a.reshape(-1, 1)), "flat": unary(lambda a: a.reshape(-1)),
-    "stopped": unary(tg.stop_gradient), "power": pair(lambda a, b: (1.5 + small(a)) ** small(b)),
-    "reduced": reduced, "biased": biased, "embedded": embedded, "taken": taken, "fed": fed, "number": number,
-    "cross entropy": cross_entropy, "fresh": fresh, "assigned": assigned, "remembered": remembered, "scattered": scattered,
-    "single": unary(lambda a: a.astype(np.float32) * 1.5), "double": unary(lambda a: a.astype(np.float64)),
-}  # fmt: skip
-COMMON = ["matmul", "gates", "add", "multiply", "tanh", "cell", "biased", "fed", "sigmoid", "cut"]
-RARE = {"single", "double", "fresh", "assigned", "remembered"}
-
-
-# -- loops ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Loop:
-    """Bodies as lists of (op, age of a, age of b, k), and steps: which body, and what happens around it."""
-
-    seed: int
-    schedule: tuple
-    weights: str = "recorded"
-    joint: str = "pass"
-    states: list = field(default_factory=list)  # shapes
-    bodies: list = field(default_factory=list)
-    ends: list = field(default_factory=list)  # by body, by state: the age of its next value, or None: it stays
-    steps: list = field(default_factory=list)
-    optimizer: str = "none"
-    read: str = "now"
-    single: bool = False
-    sightings: int = 1
-
-    def __str__(self):
-        return "Loop(\n" + "".join(f"    {name}={value!r},\n" for name, value in vars(self).items()) + ")"
+# -- what was given away -----------------------------------------------------------------------------
 
 
 SCHEDULES = {
-    "sliding": lambda *a: tg.Sliding(*a),
-    "chunked": lambda *a: tg.Chunked(*a),
-    "full": lambda *a: tg.Full(),
-    "burn-in": lambda *a: tg.BurnIn(*a),
-    "randomized": lambda *a: tg.Randomized(*a, seed=3),
-    "tolerance": lambda *a: tg.Tolerance(*a),
+    "sliding": lambda: tg.Sliding(WINDOW), "stride": lambda: tg.Sliding(WINDOW, 2), "chunked": lambda: tg.Chunked(3),
+    "one": lambda: tg.Sliding(1), "full": tg.Full, "randomized": lambda: tg.Randomized(3.0, seed=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["recorded", "current"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("learn", [True, False])
+def test_what_was_given_away_is_never_written_to(schedule, weights, learn):
+    model, kept = Model(), []
+    tape = tg.CapacitorTape(SCHEDULES[schedule](), weights=weights)
+    optimizer = optim.SGD(model.parameters(), 0.1)
+
+    def keep(*arrays):
+        kept.extend((array, array.copy()) for array in arrays)
+
+    for t, (sweep, loss, out, state) in enumerate(sweeps_of(tape, model, 30)):
+        keep(loss.value, out.value, *(s.value for s in state))
+        if schedule == "full" and t % 3 == 2:
+            sweep = tape.sweep()
+        if sweep is None:
+            continue
+        keep(*(sweep.gradients[p] for p in model.parameters()), *sweep.left_edge.values(), sweep[loss])
+        keep(*(ct for segment in tape.segments for ct in segment.adjoints.values()))
+        keep(*(ct for segment in tape.segments for ct in segment.adjoints.by_slot.values()))
+        keep(*(p.value for p in model.parameters()))
+        if t % 4:
+            keep(*(p.grad for p in model.parameters()))
+        if learn:
+            optimizer.step()
+        optimizer.zero_grad()
+    assert len(kept) > 300
+    for array, then in kept:
+        np.testing.assert_array_equal(array, then)
+
+
+@pytest.mark.parametrize("weights", ["recorded", "current"])
+@pytest.mark.parametrize("late", [1, 2, 5])
+def test_a_sweep_says_the_same_when_it_is_asked_later(weights, late):
+    """Its gradients, left edge and norms: read at once by rules, and `late` sweeps later by programs."""
+
+    def run(compile, late):
+        model, waiting, found = Model(), [], []
+        tape = tg.CapacitorTape(WINDOW, weights=weights, compile=compile)
+        states = [model.start()]
+        for sweep, _, _, state in sweeps_of(tape, model, 16):
+            states.append(state)
+            waiting.append((sweep, len(found)))
+            found.append(None)
+            if len(waiting) > late:
+                sweep, at = waiting.pop(0)
+                found[at] = read(sweep, model, states)
+            for p in model.parameters():
+                p.value = p.value * 0.98
+                p.grad = None
+        for sweep, at in waiting:
+            found[at] = read(sweep, model, states)
+        return found
+
+    def read(sweep, model, states):
+        edge = [
+            (i, j, sweep.left_edge[v])
+            for i, s in enumerate(states)
+            for j, v in enumerate(s)
+            if v in sweep.left_edge
+        ]
+        return [sweep.gradients[p] for p in model.parameters()], edge, sweep.joint_norms
+
+    for (a, edge_a, norms_a), (b, edge_b, norms_b) in zip(run(True, late), run(False, 0), strict=True):
+        for came, right in zip(a, b, strict=True):
+            close(came, right)
+        assert [e[:2] for e in edge_a] == [e[:2] for e in edge_b]
+        for (*_, came), (*_, right) in zip(edge_a, edge_b, strict=True):
+            close(came, right)
+        np.testing.assert_allclose(norms_a, norms_b, rtol=1e-12)
+
+
+def test_the_adjoints_of_a_segment_are_those_of_the_last_sweep_through_it():
+    def run(compile):
+        model, tape, found = Model(nn.GRUCell), tg.CapacitorTape(WINDOW, compile=compile), []
+        for _, _, _, state in sweeps_of(tape, model, 12):
+            found.append([(s.index, len(s.adjoints), s.adjoints.norm) for s in tape.segments])
+            found.append([(s.index, s.adjoints.get(state)) for s in tape.segments])
+        return found
+
+    for came, right in zip(run(True), run(False), strict=True):
+        for one, other in zip(came, right, strict=True):
+            assert one[0] == other[0]
+            for a, b in zip(one[1:], other[1:], strict=True):
+                close(a, b)
+
+
+def test_a_gradient_that_is_written_to_is_the_readers_alone():
+    def spoil(t, sweep, params):
+        for p in params:
+            sweep.gradients[p][...] = 99.0
+        return sweep.gradients[params[0]]
+
+    came, seen = gradients(True, act=spoil)
+    right, unspoiled = gradients(False, act=lambda t, sweep, params: sweep.gradients[params[0]])
+    for a, b in zip([*came, *seen], [*right, *unspoiled], strict=True):
+        close(a, b)
+
+
+# -- gradients that wait -------------------------------------------------------------------------------
+
+
+def test_a_grad_is_the_same_array_each_time_it_is_read():
+    def read(t, sweep, params):
+        first = params[0].grad
+        assert params[0].grad is first and type(first) is np.ndarray
+        assert first.flags.owndata or first.base is not None
+        assert first.flags.writeable
+        return first.copy()
+
+    _, seen = gradients(True, act=read)
+    _, right = gradients(False, act=read)
+    for came, expected in zip(seen, right, strict=True):
+        close(came, expected)
+
+
+ACTS = {
+    "not read until the end": lambda t, sweep, params: None,
+    "read at each sweep": lambda t, sweep, params: [p.grad.copy() for p in params],
+    "read at times": lambda t, sweep, params: [p.grad.copy() for p in params] if t in (2, 3, 7) else None,
+    "one of them read": lambda t, sweep, params: params[t % 3].grad.copy(),
+    "emptied at times": lambda t, sweep, params: empty(params) if t in (1, 4, 5) else None,
+    "emptied always": lambda t, sweep, params: empty(params) if t < 8 else None,
+    "one emptied": lambda t, sweep, params: empty(params[:1]),
+    "changed in place": lambda t, sweep, params: halve(params) if t % 2 else None,
+    "replaced": lambda t, sweep, params: replace_grad(params),
+    "read from the sweep first": lambda t, sweep, params: [sweep.gradients[p] for p in params],
+    "values assigned": lambda t, sweep, params: assign(params),
+    "copied": lambda t, sweep, params: [copy.deepcopy(p).grad for p in params],
+    "pickled": lambda t, sweep, params: [pickle.loads(pickle.dumps(p)).grad for p in params],
+    "clipped": lambda t, sweep, params: optim.clip_by_norm(params, 0.1),
 }
 
 
-def clip_to_one(pending):
-    return {slot: np.clip(ct, -0.5, 0.5) for slot, ct in pending.items()}
+def empty(params):
+    for p in params:
+        p.grad = None
 
 
-def only_the_largest(pending):
-    return dict([max(pending.items(), key=lambda item: np.abs(item[1]).max())]) if pending else pending
+def halve(params):
+    for p in params:
+        p.grad[...] *= 0.5
 
 
-JOINTS = {"pass": None, "half": 0.5, "drop": 0, "clip": clip_to_one, "largest": only_the_largest}
+def replace_grad(params):
+    for p in params:
+        p.grad = np.ones(p.shape) * 2.0
 
 
-def write(seed):
-    """The loop of this seed."""
-    r = random.Random(seed)
-    window = r.choice([1, 2, 3, 4, 6, 9])
-    kind = r.choice(["sliding"] * 8 + ["chunked", "full", "burn-in", "randomized", "tolerance"])
-    schedule = {
-        "sliding": (window, 1 if r.random() < 0.7 else r.randint(1, window)), "chunked": (window,), "full": (),
-        "burn-in": (r.randint(0, 2), r.randint(1, 3)), "randomized": (3.0, 4.0), "tolerance": (r.choice([0.3, 1e-3]), window),
-    }[kind]  # fmt: skip
-    states = [r.choice([(2, 3), (2, 3), (1, 4), (3,), (), (3, 2), (1, 3)]) for _ in range(r.choice([1, 1, 1, 2, 2, 3]))]
-    single = r.random() < 0.15
-    bodies, ends = [], []
-    for _ in range(r.choice([1, 1, 1, 2, 2, 3])):
-        if bodies and r.random() < 0.5:  # nearly the same
-            body = [op if r.random() < 0.8 else an_op(r, single) for op in bodies[0]]
+def assign(params):
+    for p in params:
+        p.value = p.value * 0.9
+
+
+@pytest.mark.parametrize("what", ACTS)
+@pytest.mark.parametrize("window", [WINDOW, 1])
+def test_a_grad_may_be_read_changed_and_emptied_at_any_time(what, window):
+    came, seen = gradients(True, 12, ACTS[what], window)
+    right, expected = gradients(False, 12, ACTS[what], window)
+    for a, b in zip(came, right, strict=True):
+        close(a, b)
+    for a, b in zip(seen, expected, strict=True):
+        for x, y in zip(
+            np.atleast_1d(a) if not isinstance(a, list) else a,
+            np.atleast_1d(b) if not isinstance(b, list) else b,
+            strict=True,
+        ):
+            close(x, y)
+
+
+def test_grads_add_up_over_sweeps_that_nobody_read():
+    came, _ = gradients(True, 15)
+    _, each = gradients(False, 15, lambda t, sweep, params: [sweep.gradients[p] for p in params])
+    for grad, *parts in zip(came, *each, strict=True):
+        close(grad, sum(parts))
+
+
+@pytest.mark.parametrize("end", ["reset", "deleted", "aborted", "another segment", "evicted"])
+def test_a_grad_that_waits_outlives_what_it_waits_for(end):
+    def run(compile):
+        model, tape = Model(), tg.CapacitorTape(WINDOW, compile=compile)
+        for sweep, loss, _, state in sweeps_of(tape, model, 9):
+            last = sweep
+            for p in model.parameters():
+                p.grad = None if sweep is not None and len(tape.segments) < WINDOW else p._grad
+        if end == "reset":
+            tape.reset()
+            for _ in sweeps_of(tape, Model(), 6, seed=2):
+                pass
+        elif end == "deleted":
+            del tape, sweep
+            gc.collect()
+        elif end == "aborted":
+            with pytest.raises(ZeroDivisionError), tape:
+                model.step(*stream(1)[0], state)
+                1 / 0
+        elif end == "another segment":
+            with tape:
+                model.step(*stream(1)[0], state)
         else:
-            body = [an_op(r, single) for _ in range(r.choice([1, 2, 3, 4, 5, 7]))]
-        bodies.append(body)
-        ends.append([None if r.random() < 0.12 else int(r.expovariate(0.5)) for _ in states])
-    plan = dict(
-        weights=r.choice(["recorded"] * 5 + ["current"] * 2 + ["replay"]),
-        joint=r.choice(["pass"] * 8 + ["half", "drop", "clip", "largest"]),
-        optimizer=r.choice(["none", "none", "sgd", "assign", "assign"]),
-        read=r.choice(["now", "now", "next", "end", "norms", "grad"]),
-        sightings=r.choice([1, 1, 2]),
-    )
-    steps = [a_step(r, len(bodies), kind) for _ in range(r.choice([6, 10, 16, 24]))]
-    common = [0] * 4 + [1]
-    loss = r.choice([(("end", 1, None),), (("sum", 0, None),), (("end", 1, None), ("sum", 2, 0.5)), (("square", 1, None),)])
-    for i, step in enumerate(steps):  # most steps are alike
-        if r.random() < 0.9:
-            steps[i] = (r.choice(common) % len(bodies), loss if r.random() < 0.95 else (), ())
-    return Loop(seed, (kind, *schedule), states=states, bodies=bodies, ends=ends, steps=steps, single=single, **plan)
+            for _ in range(WINDOW + 1):
+                with tape:
+                    _, _, state = model.step(*stream(1)[0], state)
+        return [p.grad for p in model.parameters()], [last.gradients[p] for p in model.parameters()]
+
+    for a, b in zip(run(True), run(False), strict=True):
+        for came, right in zip(a, b, strict=True):
+            close(came, right)
 
 
-def an_op(r, single):
-    while True:
-        name = r.choice(COMMON) if r.random() < 0.35 else r.choice(list(OPS))
-        if name in ("single", "double") and not single:
-            continue
-        if name not in RARE or r.random() < 0.4:
-            return (name, int(r.expovariate(0.9)), int(r.expovariate(0.5)), r.randrange(60))
+def test_a_parameter_that_nobody_holds_may_go_while_its_gradient_waits():
+    tape, h = tg.CapacitorTape(3), tg.constant(np.ones((1, 2)))
+    w = tg.Variable(np.full((2, 2), 0.3))
+    for _ in range(8):
+        extra = tg.Variable(np.ones((2, 2)))
+        with tape:
+            h = tg.tanh(h @ w)
+            loss = tg.sum(h @ extra)
+        sweep = tape.backward(loss)
+        gone = weakref.ref(extra)
+        del extra
+        gc.collect()
+        assert gone() is None
+    assert np.isfinite(w.grad).all()
+    assert len(sweep.gradients) >= 2
 
 
-LOSSES = ["sum", "end", "square", "leaf", "value", "state"]
-EVENTS = ["abort", "raise", "reset", "update", "sweep", "keep", "inside", "zero", "half grad", "read grad", "pickle", "deepcopy", "gap", "twice"]
+def test_two_tapes_may_have_gradients_of_the_same_parameters_waiting():
+    def run(compile):
+        model = Model()
+        one, two = tg.CapacitorTape(WINDOW, compile=compile), tg.CapacitorTape(2, compile=compile)
+        for _ in zip(sweeps_of(one, model, 10, seed=1), sweeps_of(two, model, 10, seed=2), strict=True):
+            pass
+        return [p.grad for p in model.parameters()]
+
+    for came, right in zip(run(True), run(False), strict=True):
+        close(came, right)
 
 
-def a_step(r, bodies, kind):
-    losses = tuple(
-        (r.choice(LOSSES), r.randrange(4), r.choice([None, None, 0.5, -2.0])) for _ in range(r.choice([0, 1, 1, 1, 2, 3]))
-    )
-    events = tuple(r.choice(EVENTS) for _ in range(r.choice([0, 1, 1, 2])))
-    return (r.randrange(bodies), losses, events)
+def test_a_plain_tape_adds_to_a_gradient_that_waits():
+    def run(compile):
+        model, tape, plain = Model(), tg.CapacitorTape(WINDOW, compile=compile), tg.Tape()
+        for t, _ in enumerate(sweeps_of(tape, model, 9)):
+            if t % 3 == 2:
+                with plain:
+                    total = tg.sum(model.cell.w_x * model.cell.w_x)
+                plain.backward(total)
+        return [p.grad for p in model.parameters()]
+
+    for came, right in zip(run(True), run(False), strict=True):
+        close(came, right)
 
 
-# -- running --------------------------------------------------------------------------------------------
+def test_threads_with_a_tape_each_do_not_disturb_each_other():
+    def learn(seed, results, compile):
+        model, tape = Model(), tg.CapacitorTape(WINDOW, compile=compile)
+        for _ in sweeps_of(tape, model, 40, seed=seed):
+            pass
+        results[seed] = [p.grad for p in model.parameters()]
+
+    together, alone = {}, {}
+    threads = [threading.Thread(target=learn, args=(seed, together, True)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        learn(seed, alone, False)
+        for came, right in zip(together[seed], alone[seed], strict=True):
+            close(came, right)
 
 
-class Stop(Exception):
-    """Leaves a segment in the middle."""
+# -- learning --------------------------------------------------------------------------------------------
 
 
-class Run:
-    """One run of a loop with one way of sweeping. `seen`: what there was to see, in order."""
+OPTIMIZERS = {
+    "sgd": lambda params: optim.SGD(params, 0.1),
+    "momentum": lambda params: optim.SGD(params, 0.05, momentum=0.9),
+    "adam": lambda params: optim.Adam(params, 1e-2),
+}
 
-    def __init__(self, loop, mode):
-        self.loop, self.mode = loop, mode
-        kind, *numbers = loop.schedule
-        self.tape = tg.CapacitorTape(
-            SCHEDULES[kind](*numbers), weights=loop.weights, joint=JOINTS[loop.joint], compile=mode
-        )
-        self.leaves, self.cells, self.held = {}, {}, []
-        self.memory, self.states = deque(maxlen=3), self.initial()
-        self.seen, self.late, self.kept = [], [], []
-        self.optimizer = None
 
-    def initial(self):
-        rng = np.random.default_rng([self.loop.seed, 1])
-        return [tg.constant(rng.standard_normal(shape)) for shape in self.loop.states]
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("weights", ["recorded", "current", "replay"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_learner_goes_the_same_way(optimizer, weights, flat):
+    def run(compile):
+        model, losses = Model(), []
+        tape = tg.CapacitorTape(WINDOW, weights=weights, compile=compile)
+        params = model.parameters(flat=True)[0] if flat else model.parameters()
+        steps = OPTIMIZERS[optimizer](params)
+        for _, loss, *_ in sweeps_of(tape, model, 30):
+            steps.step()
+            steps.zero_grad()
+            losses.append(loss.item())
+        return losses, [p.value for p in model.parameters()]
 
-    def leaf(self, shape, which):
-        if (shape, which) not in self.leaves:
-            rng = np.random.default_rng([self.loop.seed, 2, which, *shape])
-            value = rng.standard_normal(shape) * 0.6
-            if self.loop.single and which:
-                value = value.astype(np.float32)
-            self.leaves[shape, which] = tg.Parameter(value, name=f"{shape}, {which}")
-        return self.leaves[shape, which]
+    (losses, values), (right_losses, right_values) = run(True), run(False)
+    np.testing.assert_allclose(losses, right_losses, rtol=1e-9)
+    for came, right in zip(values, right_values, strict=True):
+        close(came, right, 1e-7 if optimizer == "adam" else 1e-10)
 
-    def cell(self, kind, width):
-        if (kind, width) not in self.cells:
-            self.cells[kind, width] = cell = kind(width, 2, dtype=np.float64, rng=np.random.default_rng(self.loop.seed))
-            for name, p in cell.named_parameters():
-                self.leaves[f"{kind.__name__}.{name}", width] = p
-        return self.cells[kind, width]
 
-    def see(self, what, value):
-        self.seen.append((f"step {self.t}: {what}", copy.deepcopy(value)))
+def test_a_gradient_that_is_not_finite_is_refused_and_nothing_is_updated():
+    model, tape = Model(nn.RNNCell), tg.CapacitorTape(3)
+    optimizer, state = optim.SGD(model.parameters(), 0.1), model.start()
+    for t, (x, label) in enumerate(stream(8)):
+        with tape:
+            loss, _, state = model.step(x, label, state)
+            if t == 7:
+                loss = loss * np.inf
+        with np.errstate(invalid="ignore"):
+            tape.backward(loss)
+        if t < 7:
+            optimizer.step()
+            optimizer.zero_grad()
+    before = [p.value.copy() for p in model.parameters()]
+    with pytest.raises(tg.NonFiniteError), np.errstate(invalid="ignore"):
+        optimizer.step()
+    for p, then in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(p.value, then)
 
-    def keep(self, array):
-        """An array that was given away: nobody may write to it any more."""
-        if isinstance(array, np.ndarray):
-            self.kept.append((array, array.copy()))
-        return array
 
-    # one step
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_have_the_dtype_of_their_parameters(dtype):
+    model, tape, state = Model(dtype=dtype), tg.CapacitorTape(3), None
+    state = model.start()
+    for x, label in stream(8, dtype):
+        with tape:
+            loss, _, state = model.step(x, label, state)
+        sweep = tape.backward(loss)
+        for p in model.parameters():
+            assert sweep.gradients[p].dtype == p.grad.dtype == dtype
+        assert {ct.dtype for ct in sweep.left_edge.values()} <= {np.dtype(dtype)}
 
-    def go(self):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with np.errstate(all="ignore"):
-                for t, step in enumerate(self.loop.steps):
-                    self.t = t
-                    self.step(t, *step)
-                self.look(self.tape.sweep())
-                self.finish()
-        self.seen.append(("warnings", sorted(w.category.__name__ for w in caught)))
-        return self.seen
 
-    def step(self, t, which, losses, events):
-        which = which % len(self.loop.bodies) if self.loop.bodies else 0
-        roots, seeds, sweep = [], [], None
-        try:
-            with self.tape:
-                step = Step(self, t)
-                values = self.body(step, which, events)
-                roots, seeds = self.losses(step, values, losses)
-                if "inside" in events and roots:
-                    sweep = self.hand_in(roots[:1], seeds[:1], ())
-                    roots, seeds = roots[1:], seeds[1:]
-                if "abort" in events:
-                    raise Stop
-        except Stop:
-            self.see("aborted", len(self.tape.segments))
-            return
-        except tg.EvictedError as error:
-            self.see("evicted", str(error).split(":")[0])
-            return
-        self.look(sweep)
-        self.states = self.following(values, which)
-        self.memory.append(values[-1])
-        for v in values:
-            self.keep(v.value)
-        if roots:
-            kept = values[-3:-1] if "keep" in events else ()
-            self.look(self.hand_in(roots, seeds, kept))
-        self.after(events)
-        if self.loop.read == "next":
-            self.read_late()
+# -- what interrupts a loop ------------------------------------------------------------------------------
 
-    def body(self, step, which, events):
-        body = self.loop.bodies[which]
-        for at, (name, a, b, k) in enumerate(body):
-            step.at = at
-            n = len(step.values)
-            made = OPS[name](step, step.values[n - 1 - a % n], step.values[n - 1 - b % n], k)
-            if not isinstance(made, tg.Variable):
-                made = tg.constant(made)
-            step.values.append(made)
-            if "raise" in events and at == len(body) // 2:
-                raise Stop
-        step.values += self.ended(step.values, which)
-        return step.values
 
-    def ended(self, values, which):
-        """The states' next values, bounded and of their shapes; for one that stays, nothing."""
-        made = []
-        for shape, age in zip(self.loop.states, self.loop.ends[which], strict=True):
-            if age is not None:
-                v = values[len(values) - 1 - age % len(values)]
-                made.append(tg.broadcast_to(tg.tanh(fit(v, shape)), shape).astype(np.float64))
-        return made
+def test_an_exception_in_a_segment_leaves_the_loop_as_it_was():
+    def run(compile, fail):
+        model, tape, state = Model(), tg.CapacitorTape(WINDOW, compile=compile), None
+        state, found = model.start(), []
+        for t, (x, label) in enumerate(stream(14)):
+            if fail and t in (3, 9, 10):
+                with pytest.raises(ZeroDivisionError), tape:
+                    model.step(x, label, state)
+                    1 / (t - t)
+            with tape:
+                loss, _, state = model.step(x, label, state)
+            sweep = tape.backward(loss)
+            found += [sweep.gradients[p] for p in model.parameters()]
+        return found
 
-    def following(self, values, which):
-        ends = self.loop.ends[which]
-        new = iter(values[len(values) - sum(age is not None for age in ends) :])
-        return [old if age is None else next(new) for old, age in zip(self.states, ends, strict=True)]
+    for came, right in zip(run(True, fail=True), run(False, fail=False), strict=True):
+        close(came, right)
 
-    def losses(self, step, values, losses):
-        roots, seeds = [], []
-        for kind, age, seed in losses:
-            v = values[len(values) - 1 - age % len(values)]
-            if kind == "leaf":
-                v = step.leaf(2, which=9)
-                kind = "value"
-            if kind == "state":
-                v = step.run.states[age % len(step.run.states)]
-            if kind in ("sum", "end", "square"):
-                v = tg.sum(tg.square(v)) if kind == "square" else tg.sum(v)
-                given = seed
-            else:
-                given = step.noise(*v.shape) if seed is None else np.full(v.shape, seed)
-            if v._slot and not any(v is r for r in roots):
-                roots.append(v)
-                seeds.append(given)
-        return roots, seeds
 
-    def hand_in(self, roots, seeds, keep):
-        if len(roots) == 1:
-            roots, seeds = roots[0], seeds[0]
-        elif all(s is None for s in seeds):
-            seeds = None
-        try:
-            sweep = self.tape.backward(roots, seeds, keep=keep)
-        except (tg.EvictedError, tg.ArgumentError, tg.RecordingError) as error:
-            self.see("refused", type(error).__name__)
-            return None
+def test_a_joint_that_raises_may_be_passed_again():
+    def run(compile, raises):
+        left = [4 if raises else 10**9]
+
+        def joint(pending):
+            left[0] -= 1
+            if not left[0] % 17:
+                raise ZeroDivisionError
+            return {slot: ct * 0.5 for slot, ct in pending.items()}
+
+        model, tape = Model(nn.RNNCell), tg.CapacitorTape(3, compile=compile, joint=joint)
+        state, found = model.start(), []
+        for x, label in stream(12):
+            with tape:
+                loss, _, state = model.step(x, label, state)
+            try:
+                sweep = tape.backward(loss)
+            except ZeroDivisionError:
+                sweep = tape.backward(loss)
+            found += [sweep.gradients[p] for p in model.parameters()]
+            found += [p.grad.copy() for p in model.parameters()]
+        return found
+
+    for came, right in zip(run(True, raises=True), run(False, raises=False), strict=True):
+        close(came, right)
+
+
+def test_a_joint_of_the_users_own_sees_what_it_sees_by_rules():
+    def run(compile):
+        seen = []
+
+        def joint(pending):
+            seen.append(sorted(np.linalg.norm(ct) for ct in pending.values()))
+            for ct in pending.values():
+                ct *= 0.75  # they are its own
+            return dict(list(pending.items())[:1])
+
+        model, tape = Model(), tg.CapacitorTape(WINDOW, compile=compile, joint=joint)
+        for sweep, *_ in sweeps_of(tape, model, 10):
+            seen.append([np.linalg.norm(sweep.gradients[p]) for p in model.parameters()])
+            seen.append(sweep.joint_norms)
+        return seen
+
+    for came, right in zip(run(True), run(False), strict=True):
+        np.testing.assert_allclose(came, right, rtol=1e-11)
+
+
+@pytest.mark.parametrize("eps", [0.5, 0.1, 1e-3])
+def test_tolerance_ends_a_sweep_where_it_does_by_rules(eps):
+    def run(compile):
+        model, found = Model(nn.RNNCell), []
+        for p in model.parameters():
+            p.value = p.value * 0.3
+        tape = tg.CapacitorTape(tg.Tolerance(eps, 8), compile=compile)
+        for sweep, *_ in sweeps_of(tape, model, 24):
+            found.append(
+                (
+                    (sweep.segments, sweep.saved),
+                    sweep.left_out,
+                    [sweep.gradients[p] for p in model.parameters()],
+                )
+            )
+        return found
+
+    came, right = run(True), run(False)
+    assert sum(saved for (_, saved), *_ in right) > 0
+    for (counts, left_out, grads), (expected, expected_left_out, expected_grads) in zip(
+        came, right, strict=True
+    ):
+        assert counts == expected
+        assert left_out == pytest.approx(expected_left_out, rel=1e-9)
+        for a, b in zip(grads, expected_grads, strict=True):
+            close(a, b)
+
+
+def test_todays_weights_are_read_at_the_sweep_and_recorded_ones_at_the_segment():
+    def run(compile, weights):
+        model, tape = Model(nn.RNNCell), tg.CapacitorTape(WINDOW, weights=weights, compile=compile)
+        state, found = model.start(), []
+        for x, label in stream(12):
+            with tape:
+                loss, _, state = model.step(x, label, state)
+            assign(model.parameters())  # between the segment and its sweep
+            sweep = tape.backward(loss)
+            found += [sweep.gradients[p] for p in model.parameters()]
+        return found
+
+    for weights in ("recorded", "current"):
+        for came, right in zip(run(True, weights), run(False, weights), strict=True):
+            close(came, right)
+    assert not np.allclose(run(True, "recorded")[-4], run(True, "current")[-4])
+
+
+def test_a_guarded_tape_and_one_that_is_re_run_are_swept_by_rules(ways):
+    for options in ({"guard": True}, {"weights": "replay"}):
+        for _ in sweeps_of(tg.CapacitorTape(3, **options), Model(), 8):
+            pass
+    assert ways == {"run": 0, "again": 0}
+
+
+def test_an_unknown_mode_is_refused_in_words():
+    with pytest.raises(
+        tg.ArgumentError, match="CapacitorTape: `compile` must be one of True, False, 'exact'"
+    ):
+        tg.CapacitorTape(3, compile="fast")
+    for mode in (1, None, "rules"):
+        with pytest.raises(tg.ArgumentError):
+            tg.CapacitorTape(3, compile=mode)
+
+
+# -- paths and places --------------------------------------------------------------------------------------
+
+
+def chain(compile, lengths, schedule, sweep_every=0):
+    """h = tanh(h w) as often as `lengths` says; the gradients at every sweep, and the tape."""
+    w, h, found = tg.Variable(np.array([0.9, 1.1])), tg.constant(np.ones(2)), []
+    tape = tg.CapacitorTape(schedule, compile=compile)
+    for t, n in enumerate(lengths):
+        with tape:
+            for _ in range(n):
+                h = tg.tanh(h * w)
+            loss = tg.sum(h)
+        sweep = tape.backward(loss)
+        if sweep_every and t % sweep_every == sweep_every - 1:
+            sweep = tape.sweep()
         if sweep is not None:
-            sweep.asked = (roots if isinstance(roots, list) else [roots], list(keep))
-        return sweep
-
-    # what happens between the steps
-
-    def after(self, events):
-        for event in events:
-            if event == "reset":
-                self.tape.reset()
-                self.states = self.initial()
-                self.memory.clear()
-            elif event == "update":
-                self.assign(0.9)
-            elif event == "sweep":
-                self.look(self.tape.sweep())
-            elif event == "zero":
-                for p in self.leaves.values():
-                    p.grad = None
-            elif event == "half grad":
-                for p in self.leaves.values():
-                    if p.grad is not None:
-                        p.grad[...] *= 0.5
-            elif event in ("read grad", "pickle", "deepcopy"):
-                for name, p in self.leaves.items():
-                    p = copy.deepcopy(p) if event == "deepcopy" else p
-                    self.see(f"{event} {name}", p.grad)
-            elif event == "gap":
-                self.gap()
-            elif event == "twice" and self.memory:
-                self.look(self.hand_in([self.memory[-1]], [np.ones(self.memory[-1].shape)], ()))
-
-    def gap(self):
-        """A segment without anything in it."""
-        self.tape.begin()
-        try:
-            self.tape.stop()
-        except tg.EvictedError as error:
-            self.see("evicted", str(error).split(":")[0])
-
-    def assign(self, factor):
-        for p in self.leaves.values():
-            p.value = p.value * factor + 0.01
-
-    def learn(self):
-        kind = self.loop.optimizer
-        if kind == "assign":
-            self.assign(0.99)
-        elif kind in ("sgd", "adam") and self.leaves:
-            params = list(self.leaves.values())
-            if self.optimizer is None or len(self.optimizer.params) != len(params):
-                self.optimizer = optim.SGD(params, 1e-4) if kind == "sgd" else optim.Adam(params, 1e-4)
-            if all(p.grad is None or np.isfinite(p.grad).all() for p in params):
-                self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    # looking
-
-    def look(self, sweep):
-        if sweep is None:
-            return
-        self.see("swept", (sweep.segments, sweep.losses, sweep.saved))
-        if self.loop.read == "norms":
-            self.see("joint norms", np.array(sweep.joint_norms))
-        if self.loop.read == "now":
-            self.read(sweep)
-        elif self.loop.read in ("next", "end"):
-            self.late.append((self.t, sweep, list(self.states), list(self.leaves.items())))
-        if self.loop.read == "grad":
-            for name, p in self.leaves.items():
-                self.see(f".grad of {name}", p.grad)
-        self.learn()
-
-    def read(self, sweep, states=None, leaves=None, late=False):
-        self.see("swept", (sweep.segments, sweep.losses, sweep.saved))
-        for name, p in leaves or self.leaves.items():
-            self.see(f"gradient of {name}", (p in sweep.gradients, self.keep(sweep.gradients[p])))
-        edge = sweep.left_edge
-        self.see("left edge", sorted(np.abs(ct).sum() for ct in edge.values()))
-        self.see("joint norms", np.array(sweep.joint_norms))
-        for i, v in enumerate([*states, *self.held] if states else [*self.states, *self.held]):
-            if v in edge:
-                self.see(f"left edge {i}", self.keep(edge[v]))
-        roots, kept = getattr(sweep, "asked", ((), ()))
-        for i, v in enumerate([*roots, *kept]):
-            self.see(f"root {i}", sweep[v] if v._slot else None)
-        for leaf in self.held[-5:]:
-            self.see("fresh leaf", (sweep.gradients[leaf], leaf.grad))
-        if not late:
-            for segment in self.tape.segments:
-                cts = {slot - segment.first: ct for slot, ct in segment.adjoints.by_slot.items()}
-                self.see(f"adjoints of segment {segment.index}", sorted(np.abs(ct).sum() for ct in cts.values()))
-                for i, v in enumerate([*self.states, *self.memory, *roots]):
-                    if v in segment.adjoints:
-                        self.see(f"adjoint {i} in segment {segment.index}", self.keep(segment.adjoints[v]))
-
-    def read_late(self):
-        late, self.late = self.late[:-1], self.late[-1:]
-        for t, sweep, states, leaves in late:
-            self.see(f"late, of step {t}", 0)
-            self.read(sweep, states, leaves, late=True)
-
-    def finish(self):
-        for t, sweep, states, leaves in self.late:
-            self.see(f"late, of step {t}", 0)
-            self.read(sweep, states, leaves, late=True)
-        for name, p in self.leaves.items():
-            self.see(f".grad of {name}", p.grad)
-            self.see(f"value of {name}", p.value)
-        for array, then in self.kept:
-            if not np.array_equal(array, then, equal_nan=True):
-                raise AssertionError(f"an array that was given away was written to: {array} was {then}")
+            found.append(sweep.gradients[w])
+    return found, tape
 
 
-# -- comparing ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("paths", [2, 3, 16, 17, 40])
+@pytest.mark.parametrize("window", [3, 25])
+def test_a_loop_may_take_many_paths(paths, window):
+    lengths = [1 + (7 * t) % paths for t in range(3 * paths + 30)]
+    came, tape = chain(True, lengths, window)
+    right, _ = chain(False, lengths, window)
+    for a, b in zip(came, right, strict=True):
+        close(a, b)
+    assert len(replays(tape).rings) <= replay_module.PATHS_KEPT
 
 
-def difference(loop, mode=True):
-    """What a run by programs finds that a run by rules does not, or None."""
-    replay_module.SIGHTINGS = exact_module.SIGHTINGS = loop.sightings
-    right = Run(loop, False).go()
+def test_more_paths_than_are_remembered_leave_nothing_behind():
+    before = dict(replay_module.TEMPLATES)
+    replay_module.TEMPLATES.clear()
     try:
-        came = Run(loop, mode).go()
-    except Exception as error:
-        if isinstance(error, AssertionError):
-            return f"AssertionError: {error}"
-        import traceback
-
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
+        lengths = [n for n in range(1, replay_module.SIGNATURES_KEPT + 40) for _ in range(3)]
+        came, tape = chain(True, lengths, 2)
+        right, _ = chain(False, lengths, 2)
+        for a, b in zip(came, right, strict=True):
+            close(a, b)
+        assert len(replay_module.TEMPLATES) <= replay_module.SIGNATURES_KEPT
+        assert len(replays(tape).seen) <= replay_module.SIGNATURES_KEPT
+        assert len(replays(tape).rings) <= replay_module.PATHS_KEPT
     finally:
-        replay_module.SIGHTINGS = exact_module.SIGHTINGS = 2
-    for (what, a), (other, b) in zip(came, right, strict=False):
-        if what != other:
-            return f"compiled: {what}, {a}\n  by rules: {other}, {b}"
-        if not same(a, b, mode == "exact", loop.single):
-            return f"{what}\n  compiled: {a}\n  by rules: {b}"
-    if len(came) != len(right):
-        return f"{len(came)} things came, and {len(right)} were expected"
-    return None
+        replay_module.TEMPLATES.clear()
+        replay_module.TEMPLATES.update(before)
 
 
-def same(a, b, exactly, single):
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(same(p, q, exactly, single) for p, q in zip(a, b, strict=True))
-    if not isinstance(b, (np.ndarray, np.floating)):
-        return a == b and type(a) is type(b)
-    if np.shape(a) != np.shape(b) or a.dtype != b.dtype:
-        return False
-    if exactly:
-        return np.array_equal(a, b, equal_nan=True)
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), finite):
-        return False
-    scale = np.abs(b[finite]).max(initial=0.0)
-    slack = SINGLE if single or b.dtype == np.float32 else DOUBLE
-    return bool(np.all(np.abs(a[finite] - b[finite]) <= slack * scale + slack / 100))
+@pytest.mark.parametrize("sweep_every", [1, 7, 50, 90])
+def test_rings_grow_with_a_window_that_has_no_end(sweep_every):
+    lengths = [2] * 100
+    came, tape = chain(True, lengths, tg.Full(), sweep_every)
+    right, _ = chain(False, lengths, tg.Full(), sweep_every)
+    for a, b in zip(came, right, strict=True):
+        close(a, b)
+    assert {rings.capacity >= 100 // sweep_every * sweep_every for rings in replays(tape).rings.values()} == {
+        True
+    }
 
 
+def test_a_loss_that_waits_for_a_part_keeps_old_segments_in_place():
+    def run(compile):
+        w, h, found = tg.Variable(np.array([0.9, 1.1])), tg.constant(np.ones(2)), []
+        tape = tg.CapacitorTape(12, compile=compile)
+        slow = tape.capacitor(tg.Sliding(12, stride=12))
+        for t in range(40):
+            with tape:
+                if t % 5 == 0:
+                    with slow:
+                        h = tg.tanh(h * w)
+                h = tg.tanh(h * w)
+                loss = tg.sum(h)
+            if sweep := tape.backward(loss):
+                found.append(sweep.gradients[w])
+        return found
+
+    for a, b in zip(run(True), run(False), strict=True):
+        close(a, b)
+
+
+def test_a_new_sequence_after_reset_starts_with_fresh_places():
+    def run(compile):
+        model, tape, found = Model(), tg.CapacitorTape(WINDOW, compile=compile), []
+        for seed in range(4):
+            found += [
+                [sweep.gradients[p] for p in model.parameters()]
+                for sweep, *_ in sweeps_of(tape, model, 3 + 2 * seed, seed=seed)
+            ]
+            tape.reset()
+        return found
+
+    for came, right in zip(run(True), run(False), strict=True):
+        for a, b in zip(came, right, strict=True):
+            close(a, b)
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def test_inputs_and_states_that_left_the_window_are_let_go():
+    model, tape, state, alive = Model(), tg.CapacitorTape(WINDOW), None, []
+    state = model.start()
+    for x, label in stream(60):
+        given = tg.constant(x)
+        alive += [weakref.ref(given._array), weakref.ref(label)]
+        with tape:
+            loss, out, state = model.step(given, label, state)
+        alive += [weakref.ref(out._array), weakref.ref(tape.segments[-1])]
+        tape.backward(loss)
+        del given
+    del x, label, out, loss
+    gc.collect()
+    held = [sum(r() is not None for r in alive[kind::4]) for kind in range(4)]
+    assert max(held) <= 2 * WINDOW + 2, held
+
+
+@pytest.mark.parametrize("weights", ["recorded", "current"])
+def test_old_versions_of_the_weights_are_let_go(weights):
+    model, tape, versions = Model(nn.RNNCell), tg.CapacitorTape(WINDOW, weights=weights), []
+    for _ in sweeps_of(tape, model, 40):
+        for p in model.parameters():
+            p.rebind(p._array * 0.99)
+        versions.append(weakref.ref(model.cell.w_h._array))
+    gc.collect()
+    alive = sum(v() is not None for v in versions)
+    assert alive <= (2 * WINDOW + 2 if weights == "recorded" else 1)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_long_run_takes_no_more_memory_than_a_short_one(read):
+    model, tape = Model(), tg.CapacitorTape(WINDOW)
+    optimizer, state = optim.SGD(model.parameters(), 0.01), model.start()
+    data = stream(8)
+
+    def go(steps):
+        nonlocal state
+        for t in range(steps):
+            x, label = data[t % 8]
+            with tape:
+                loss, _, state = model.step(x, label, state)
+            if sweep := tape.backward(loss):
+                if read:
+                    sweep.joint_norms, sweep.left_edge, sweep.gradients
+                optimizer.step()
+                optimizer.zero_grad()
+
+    go(100)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        go(50)
+        gc.collect()
+        start, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        go(50)
+        _, peak_of_few = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        go(600)
+        _, peak_of_many = tracemalloc.get_traced_memory()
+        gc.collect()
+        end, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert end - start < 4000, (start, end)
+    assert peak_of_many < peak_of_few + 4000, (peak_of_few, peak_of_many)
+
+
+def test_a_tape_that_is_let_go_lets_its_rings_go():
+    model, tape = Model(), tg.CapacitorTape(WINDOW)
+    for _ in sweeps_of(tape, model, 10):
+        pass
+    rings = [weakref.ref(r) for r in replays(tape).rings.values()]
+    assert rings
+    for p in model.parameters():
+        p.grad = None
+    del tape, _
+    gc.collect()
+    assert [r() for r in rings] == [None] * len(rings)

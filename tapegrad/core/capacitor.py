@@ -18,7 +18,7 @@ from .adjoints import variables
 from .entry import Entry
 from .lag import LagWatch
 from .part import Part
-from .printout import kept_nbytes
+from .printout import kept_buffers
 from .replay import Rerun, State, held_arrays, inputs_now, strip
 from .schedule import Schedule, as_schedule
 from .seeds import Roots, seeded
@@ -80,6 +80,8 @@ class CapacitorTape(Tape):
             require_a_window("CapacitorTape", self.schedule)
         self._inside: list[Clock] = []  # the parts that are entered now, the innermost last
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
+        self._peak = 0
+        self._kinds: list[Any] = []  # of segments in the window, when `nbytes` was looked at last
         self._warned = False
         self._watch = LagWatch()
         self._programs = self.programs(self, compile)
@@ -101,9 +103,21 @@ class CapacitorTape(Tape):
 
     @property
     def nbytes(self) -> int:
-        window = self._window()
-        noted = (held_arrays(inputs) for segment in window for inputs in segment.inputs)
-        return kept_nbytes(itertools.chain(*(segment.entries for segment in window), noted))
+        """Bytes that this tape keeps alive: arrays for its pullbacks, and the memory of compiled programs."""
+        held: dict[int, int] = {}
+        for segment in self._window():
+            if segment.buffers is None or segment is self._segment:
+                noted = map(held_arrays, segment.inputs)
+                segment.buffers = kept_buffers(itertools.chain(segment.entries, noted))
+            held |= segment.buffers
+        now: int = sum(held.values()) + self._programs.nbytes
+        self._peak = max(self._peak, now)
+        return now
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The largest `nbytes` that a sweep has found, or somebody who asked; a sweep looks before it forgets."""
+        return max(self._peak, self.nbytes)
 
     def capacitor(self, schedule: Schedule | int) -> Part:
         """A part of the model with a window of its own: what runs under `with part:` is kept by `schedule`."""
@@ -132,6 +146,7 @@ class CapacitorTape(Tape):
     def _enter(self, clock: Clock) -> None:
         """From here on the open segment belongs to the part of `clock`."""
         segment = self._segment
+        assert isinstance(segment, WindowSegment)
         records = clock.schedule.records(segment.index)
         segment.enter(clock, records)
         self.append = self._appender() if records else ignore
@@ -270,6 +285,7 @@ class CapacitorTape(Tape):
         for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():
             sweep.add(slot, ct)
         sweep.deliver()
+        self._look_at_memory(window)
         self._wanted = []
         try:
             for clock in due:
@@ -283,6 +299,13 @@ class CapacitorTape(Tape):
         if not self.recording:  # an open segment may be aborted, and needs the others when it is done again
             self._evict(strict=False)
         return sweep
+
+    def _look_at_memory(self, window: Sequence[WindowSegment]) -> None:
+        """Note the peak. Segments that share the rings of a program are of one size, and need no second look."""
+        kinds = sorted((getattr(segment.seat, "rings", None) for segment in window), key=id)
+        if None in kinds or kinds != self._kinds:
+            self._kinds = kinds
+            _ = self.nbytes
 
     # -- what a sweep covers -----------------------------------------------------------------------
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..backend.namespace import namespace
 from ..errors import DtypeError, OutOfRangeError, ShapeError, TapegradError, describe
+from ..types import Shape
 from .entry import ITEM, record_outputs
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
+WIDE = 16384  # elements from which a pull writes over its own temporaries
 # Parts of axes, shapes and indices that nobody can change.
 ATOMS = frozenset({int, float, bool, str, slice, type(None), type(Ellipsis)})
 # What NumPy raises for operands that do not fit.
@@ -148,23 +150,26 @@ APPEND = ["for tape in tapes:", "    tape.append(entry)"]
 
 
 def unpacked(p: Any) -> list[str]:
-    """The line that gives each output its name, where their number is known."""
+    """The lines that give each output a name, and its shape and dtype, where their number is known."""
     names = [] if isinstance(p.outputs, str) else [*(p.outputs or ["y"]), *p.hidden]
-    return [f"{', '.join(names)} = y"] if p.hidden or (p.outputs and names) else []
+    lines = [f"{', '.join(names)} = y"] if p.hidden or (p.outputs and names) else []
+    if p.outputs and names:
+        lines += [f"{o}_shape, {o}_dtype = {o}.shape, {o}.dtype" for o in p.outputs]
+    return lines
 
 
 def outputs_shape(p: Any) -> str:
     """The expression for what an entry holds for a shape where there are several outputs."""
     if isinstance(p.outputs, str):
         return "tuple([(v.shape, v.dtype) for v in y])"
-    return f"({''.join(f'({o}.shape, {o}.dtype), ' for o in p.outputs)})"
+    return f"({''.join(f'({o}_shape, {o}_dtype), ' for o in p.outputs)})"
 
 
 def items_source(p: Any) -> list[str]:
     """What `record_outputs` does, written out for outputs that are known by name: 1 µs of an LSTM's step."""
     lines = [f"{o}_out = next_slot()" for o in p.outputs]
     lines += ["for tape in tapes:", "    append = tape.append", "    append(entry)"]
-    lines += [f"    append((ITEM, {o}_out, {o}.shape, {o}.dtype, out, {i}))" for i, o in enumerate(p.outputs)]
+    lines += [f"    append((ITEM, {o}_out, {o}_shape, {o}_dtype, out, {i}))" for i, o in enumerate(p.outputs)]
     for o in p.outputs:
         lines += [f"{o}_made = new(Result)", f"{o}_made._array = {o}", f"{o}_made._slot = {o}_out"]
     return [*lines, f"return {', '.join(f'{o}_made' for o in p.outputs)},"]
@@ -260,10 +265,8 @@ def pull_source(v: Any) -> str:
     """The pull as Python source: unpack the entry, apply the rules, name each contribution's slot."""
     p = v.primitive
     fields = [f"{a}_slot" if a in v.live else "_" for a in p.differentiable] + list(v.layout)
-    lines = [
-        "def pull(entry, ct):",
-        f"    _, _, {'outputs' if p.outputs else '_'}, _, {', '.join(fields)} = entry",
-    ]
+    shape, dtype = ("outputs", "_") if p.outputs else ("y_shape", "y_dtype")
+    lines = ["def pull(entry, ct):", f"    _, _, {shape}, {dtype}, {', '.join(fields)} = entry"]
     if p.outputs:
         lines.append("    ct = ct.filled(outputs)")
     if p.joint is not None:
@@ -276,25 +279,58 @@ def pull_source(v: Any) -> str:
         contributions = {a: f"{a}_ct" for a in v.live}
     else:
         contributions = {a: inlined(p.rules[a], f"{a}_rule") for a in v.live}
+        lines += ["    " + line for line in in_place_source(v)]
+    return "\n".join([*lines, f"    return {returned(v, contributions)}"])
+
+
+def returned(v: Any, contributions: dict[str, str]) -> str:
+    """The expression for what a pull returns: each contribution with the slot that it goes to."""
     if v.broadcast:
         contributions = {a: f"unbroadcast({c}, {a}_shape)" for a, c in contributions.items()}
-    if p.variadic:
-        lines.append(f"    return live_ones({p.variadic}_slot, {contributions[p.variadic]})")
-    else:
-        lines.append(f"    return {''.join(f'({a}_slot, {c}), ' for a, c in contributions.items())}")
-    return "\n".join(lines)
+    variadic = v.primitive.variadic
+    if variadic:
+        return f"live_ones({variadic}_slot, {contributions[variadic]})"
+    return "".join(f"({a}_slot, {c}), " for a, c in contributions.items())
 
 
 def inlined(rule: Callable[..., Any], name: str) -> str:
     """The expression that a rule made of operators alone computes, else a call of it; saves 0.06 µs a rule."""
-    names = ["ct", *residual_names(rule)]
+    y = expression(rule)
+    return y.source if y is not None else f"{name}({', '.join(['ct', *residual_names(rule)])})"
+
+
+def expression(rule: Callable[..., Any]) -> Symbol | None:
+    """What a rule made of operators alone writes down when it is given names."""
     if not straight(rule):
-        return f"{name}({', '.join(names)})"
+        return None
     try:
-        y = rule(*(Symbol(n) for n in names))
+        y = rule(*(Symbol(n) for n in ["ct", *residual_names(rule)]))
     except Exception:  # it calls ops, indexes, or asks for a shape
-        y = None
-    return y.source if isinstance(y, Symbol) else f"{name}({', '.join(names)})"
+        return None
+    return y if isinstance(y, Symbol) else None
+
+
+def in_place_source(v: Any) -> list[str]:
+    """The lines of a pull for wide arrays: the same operations in the same order, each into memory at hand.
+
+    A rule's temporaries are arrays of their own. As long as they fit into a cache that costs nothing; of
+    65,536 floats each costs a tenth of the sweep (`bench/per_op.py`).
+    """
+    lines, contributions, residuals = [], {}, {}
+    for a in v.live:
+        y = expression(v.primitive.rules[a])
+        if y is None:
+            return []
+        contributions[a] = y.write(lines)
+        residuals |= dict.fromkeys(residual_names(v.primitive.rules[a]))
+    if not any(line.endswith(" in place") for line in lines):
+        return []
+    alike = ", ".join(["ct", "y_shape", "y_dtype", *residuals])
+    return [
+        f"if ct.size >= {WIDE} and alike({alike}):",
+        *("    " + line for line in lines),
+        f"    return {returned(v, contributions)}",
+    ]
 
 
 def straight(rule: Callable[..., Any]) -> bool:
@@ -323,27 +359,39 @@ class Symbol:
 
     __array_ufunc__ = None
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, ufunc: str = "", operands: Sequence[Any] = ()) -> None:
+        self.source, self.ufunc, self.operands = source, ufunc, operands
+
+    def write(self, lines: list[str]) -> str:
+        """The name of the result, after `lines` that compute it; operands that nobody else needs are written over."""
+        if not self.ufunc:
+            return self.source
+        names = [o.write(lines) if isinstance(o, Symbol) else repr(o) for o in self.operands]
+        own = [n for n, o in zip(names, self.operands, strict=True) if isinstance(o, Symbol) and o.ufunc]
+        if own:
+            lines.append(f"{self.ufunc}({', '.join(names)}, {own[0]})  # in place")
+            return own[0]
+        lines.append(f"made_{len(lines)} = {self.ufunc}({', '.join(names)})")
+        return lines[-1].partition(" ")[0]
 
     def __neg__(self) -> Symbol:
-        return Symbol(f"(-{self.source})")
+        return Symbol(f"(-{self.source})", "negative", (self,))
 
-    def _with(self, operator: str, left: Any, right: Any) -> Any:
+    def _with(self, operator: str, ufunc: str, left: Any, right: Any) -> Any:
         sides = [s.source if isinstance(s, Symbol) else repr(s) for s in (left, right)]
-        return Symbol(f"({sides[0]} {operator} {sides[1]})")
+        return Symbol(f"({sides[0]} {operator} {sides[1]})", ufunc, (left, right))
 
     def __add__(self, other: Any) -> Any:
-        return self._with("+", self, other)
+        return self._with("+", "add", self, other)
 
     def __sub__(self, other: Any) -> Any:
-        return self._with("-", self, other)
+        return self._with("-", "subtract", self, other)
 
     def __mul__(self, other: Any) -> Any:
-        return self._with("*", self, other)
+        return self._with("*", "multiply", self, other)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._with("/", self, other)
+        return self._with("/", "divide", self, other)
 
 
 # -- what generated code calls ---------------------------------------------------------------------
@@ -437,6 +485,14 @@ def explain(p: Any, error: Exception, bound: dict[str, Any]) -> None:
     raise kind("\n  ".join([f"{p.name}: {headline}", shown, *advice])) from error
 
 
+def alike(ct: Any, shape: Shape, dtype: Any, *residuals: Any) -> bool:
+    """Whether every operation on these gives an array of this shape and dtype: then any may be written over."""
+    return all(
+        type(r) in PYTHON_NUMBERS or (type(r) is np.ndarray and r.shape == shape and r.dtype is dtype)
+        for r in (ct, *residuals)
+    )
+
+
 def live_ones(slots: tuple[int, ...], contributions: Iterable[Any]) -> list[tuple[int, Any]]:
     return [(slot, c) for slot, c in zip(slots, contributions, strict=True) if slot]
 
@@ -449,8 +505,14 @@ RUNTIME = {
     "ITEM": ITEM, "record_outputs": record_outputs,
 }  # fmt: skip
 
+# What pulls call besides rules.
+PULL_RUNTIME = {
+    "ndarray": np.ndarray, "alike": alike, "live_ones": live_ones,
+    "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative,
+}  # fmt: skip
+
 # What an argument or a static may not be called: it would hide what generated code means by it.
-RESERVED = frozenset(RUNTIME) | {
+RESERVED = frozenset(RUNTIME) | frozenset(PULL_RUNTIME) | {
     "ct", "y", "out", "y_shape", "y_dtype", "entry", "variant", "kept", "made", "tape", "tapes", "append", "error",
-    "active", "primitive", "body", "ufunc", "variants", "joint", "outputs", "unbroadcast", "live_ones", "generate",
+    "active", "primitive", "body", "ufunc", "variants", "joint", "outputs", "unbroadcast", "generate",
 }  # fmt: skip

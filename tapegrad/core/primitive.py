@@ -229,7 +229,7 @@ class Variant:
     def _generate_and_pull(self, entry: Entry, ct: Any) -> Iterable[tuple[int, Any]]:
         p = self.primitive
         space: dict[str, Any] = {f"{a}_rule": rule for a, rule in p.rules.items()}
-        space.update(joint=p.joint, unbroadcast=unbroadcast, live_ones=generate.live_ones)
+        space.update(generate.PULL_RUNTIME, joint=p.joint, unbroadcast=unbroadcast)
         exec(compile(generate.pull_source(self), f"<tapegrad pull of {p.name}>", "exec"), space)
         self.pull = space["pull"]
         return self.pull(entry, ct)

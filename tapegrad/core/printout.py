@@ -84,10 +84,15 @@ def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
                     yield item  # type: ignore[misc]
 
 
-def kept_nbytes(entries: Iterable[Entry]) -> int:
-    """Bytes of the buffers behind the arrays that `entries` hold, each counted once."""
-    owners = {}
+def kept_buffers(entries: Iterable[Entry]) -> dict[int, int]:
+    """Bytes of the buffers behind the arrays that `entries` hold, by the id of what owns each."""
+    found = {}
     for array in kept_arrays(entries):
         owner = array if array.base is None or not isinstance(array.base, np.ndarray) else array.base
-        owners[id(owner)] = owner.nbytes
-    return sum(owners.values())
+        found[id(owner)] = owner.nbytes
+    return found
+
+
+def kept_nbytes(entries: Iterable[Entry]) -> int:
+    """Bytes of the buffers behind the arrays that `entries` hold, each counted once."""
+    return sum(kept_buffers(entries).values())

@@ -15,8 +15,9 @@ from ..backend.namespace import namespace
 from ..errors import ArgumentError, describe
 from ..types import ArrayLike
 from .entry import DTYPE, ITEM, OUT, SHAPE, SLOTS, Bundle, Entry
+from .revive import revive
 from .seeds import Roots, numbers, require_shape, roots_of
-from .tape import Tape, revive
+from .tape import Tape
 from .variable import Variable
 
 

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from ..errors import RecordingError
 from .active import ACTIVE, Paused, activate, current_context, end, ignore, start
 from .adjoints import Adjoints, variables
-from .entry import ITEM, OUT, Bundle, Entry
+from .entry import OUT, Entry
 from .guard import Guarded
 from .printout import kept_nbytes, wengert_table
 from .seeds import Roots, seeded
-from .variable import Variable, next_slot, result
+from .variable import Variable, next_slot
 
 T = TypeVar("T")
 
@@ -66,6 +66,7 @@ class Tape:
 
     pushforward: Callable[..., Any]  # forward mode over the recording; see pushforward.py
     walk: Callable[..., Any]  # the sweep one entry at a time; see walk.py
+    revive: Callable[[Entry], Entry]  # an entry for a sweep that is recorded; see revive.py
     append: Callable[[Entry], None]
 
     def __init__(self, *, guard: bool = False) -> None:
@@ -197,7 +198,7 @@ class Tape:
             adjoints.sweep(entries)
         else:
             with self._appending():
-                adjoints.sweep(map(revive, entries))
+                adjoints.sweep(map(self.revive, entries))
         return adjoints
 
     # -- roots -----------------------------------------------------------------------------------
@@ -258,42 +259,3 @@ class Tape:
     def _append_guarded(self, entry: Entry) -> None:
         self._segment.guarded.append(Guarded.now(entry))
         self._segment.entries.append(entry)
-
-
-# -- entries ---------------------------------------------------------------------------------------
-
-
-def revive(entry: Entry) -> Entry:
-    """`entry` with its residual arrays as Variables in their old slots: a rule run on it is recorded."""
-    variant = entry[0]
-    if variant is ITEM:
-        return entry
-    fields = list(entry)
-    for position, slot_position in variant.values:
-        slots, values = fields[slot_position], fields[position]
-        if isinstance(slots, tuple):
-            fields[position] = tuple(result(v, s) if s else v for v, s in zip(values, slots, strict=True))
-        elif slots:
-            fields[position] = result(values, slots)
-    if variant.primitive.reference is not None:
-        fields[0] = ByReference(variant)
-    return tuple(fields)
-
-
-class ByReference:
-    """A fused op in a recorded pass: the pull of its `reference`, whose ops are taped."""
-
-    def __init__(self, variant: Any) -> None:
-        self.variant = variant
-        self.name = variant.name
-
-    def pull(self, entry: Entry, ct: Any) -> Iterable[tuple[int, Any]]:
-        p, named = self.variant.primitive, self.variant.residuals(entry)
-        tape = Tape()
-        with tape:
-            y = p.reference(*(named[a] for a in p.arguments), **{s: named[s] for s in p.statics})
-        ys, cts = (y, ct.parts) if isinstance(ct, Bundle) else ([y], {0: ct})
-        sums = tape._sweep([ys[i] for i in cts], list(cts.values()), (), record=True).sums
-        slots = self.variant.input_slots(entry)
-        once = dict.fromkeys(slots[a] for a in self.variant.live)  # one value may be given for two arguments
-        return [(slot, sums[slot]) for slot in once if slot in sums]

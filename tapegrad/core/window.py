@@ -6,7 +6,6 @@ when that part's schedule forgets it, whatever happens to the spans beside it.
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
@@ -89,6 +88,7 @@ class WindowSegment(Segment):
     swept_by: Any = None  # knows the adjoints of the last sweep, where a program made it
     seat: Any = None  # its place in a compiled program's memory, and what makes it like others
     signature: Any = None
+    buffers: dict[int, int] | None = None  # bytes of what is kept, by owner, once it has been asked for
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -158,6 +158,7 @@ class WindowSegment(Segment):
 
     def drop(self, span: Span) -> None:
         """Forget the entries of `span`."""
+        self.buffers = None
         if len(self.spans) == 1:  # as nearly always
             for listed in (self.entries, self.guarded, self.inputs, self._leaf_reads):
                 listed.clear()

@@ -47,7 +47,7 @@ LARGEST_COUNT = 2**24
 def folded(xp: Any, a: Any, ufunc: Any, name: str, axis: Any, keepdims: Any) -> Any:
     """`a` folded by a ufunc: what NumPy's function `name` does for a plain array, after 1 µs of Python."""
     if type(a) is np.ndarray:
-        return ufunc.reduce(a, axis, None, None, keepdims)
+        return ufunc.reduce(a, axis=axis, keepdims=keepdims)
     return getattr(xp, name)(a, axis=axis, keepdims=keepdims)
 
 
@@ -65,7 +65,7 @@ def mean(xp, a, *, axis=None, keepdims=False):
     r"""Mean over `axis`, $y = \frac1n \sum_i a_i$."""
     if type(a) is not np.ndarray or a.dtype not in BARE or not 0 < a.size <= LARGEST_COUNT:
         return xp.mean(a, axis=axis, keepdims=keepdims)
-    y = np.add.reduce(a, axis, None, None, keepdims)  # np.mean does the same, after 3 µs of Python
+    y: Any = np.add.reduce(a, axis=axis, keepdims=keepdims)  # np.mean does the same, after 3 µs of Python
     y /= a.size // y.size
     return y
 

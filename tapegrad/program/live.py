@@ -332,7 +332,9 @@ class Live(Traced):
     def _reduced(self, name: str, axis: Any, keepdims: bool, others: dict[str, Any]) -> Any:
         """A reduction of floats as a node of its own, any other as a call."""
         if not others and self.dtype.kind == "f":
-            return getattr(LiveNamespace(self.graph), name)(Traced(self.graph, self.node), axis, keepdims)
+            return getattr(LiveNamespace(self.graph), name)(
+                Traced(self.graph, self.node), axis, keepdims=keepdims
+            )
         return self._called(
             getattr(np.ndarray, name), (self,), {"axis": axis, "keepdims": keepdims, **others}
         )

@@ -21,9 +21,9 @@ from .trace import VIEWS
 
 VARIABLES = ("j", "r", "q", "u", "v", "x", "y")  # of loops, the innermost first
 SUPPORTED = frozenset("?bhilqBHILQfd")  # type characters
-# Rows up to which products are loops of this program's own; see bench/emit.py.
+# Rows up to which products are loops of this program's own: BLAS is faster from two on (bench/products.py).
 FEW_ROWS = 1
-# Rows up to which W @ dzᵀ, copied back, is faster in BLAS than dz @ Wᵀ (bench/floor.py).
+# Rows up to which W @ dzᵀ, copied back, is faster in BLAS than dz @ Wᵀ (bench/products.py).
 NARROW = 64
 
 SYMBOLS = {
@@ -31,83 +31,16 @@ SYMBOLS = {
     "positive": "{}", "greater": "{} > {}", "greater_equal": "{} >= {}", "less": "{} < {}",
     "less_equal": "{} <= {}", "equal": "{} == {}", "not_equal": "{} != {}",
 }  # fmt: skip
-# Those that Numba has for numbers, and NumPy's bits of NaN and infinity with them.
-FUNCTIONS = frozenset(
-    [
-        "absolute",
-        "fabs",
-        "sign",
-        "sqrt",
-        "square",
-        "reciprocal",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sin",
-        "cos",
-        "tan",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "arctan2",
-        "sinh",
-        "cosh",
-        "tanh",
-        "arcsinh",
-        "arccosh",
-        "arctanh",
-        "power",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "floor",
-        "ceil",
-        "trunc",
-        "rint",
-        "hypot",
-        "logaddexp",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "logical_xor",
-        "isnan",
-        "isfinite",
-        "isinf",
-        "copysign",
-    ]
-)
-
-SLOW = FUNCTIONS - frozenset(
-    [
-        "absolute",
-        "fabs",
-        "sign",
-        "sqrt",
-        "square",
-        "reciprocal",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "floor",
-        "ceil",
-        "trunc",
-        "rint",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "logical_xor",
-        "isnan",
-        "isfinite",
-        "isinf",
-        "copysign",
-    ]
-)
+# Functions that Numba has for numbers as NumPy has them, NaN and infinity included; the slow ones a call each.
+EXACT = frozenset({
+    "absolute", "fabs", "sign", "sqrt", "square", "reciprocal", "maximum", "minimum", "fmax", "fmin", "floor", "ceil",
+    "trunc", "rint", "logical_and", "logical_or", "logical_not", "logical_xor", "isnan", "isfinite", "isinf", "copysign",
+})  # fmt: skip
+SLOW = frozenset({
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2",
+    "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "power", "hypot", "logaddexp",
+})  # fmt: skip
+FUNCTIONS = EXACT | SLOW
 
 
 class Refused(Exception):
@@ -677,8 +610,9 @@ def piece(m: int, n: int, k: int, letters: list[str]) -> int:
     """How many of BLAS's m rows to compute at a time; 0 for no advantage in pieces.
 
     OpenBLAS has kernels for small matrices, which copy nothing, up to m n k = 10⁶ and, for a transposed first
-    matrix, m n = 1200. Just above, a product takes four times as long: 62 µs for 4 x 1024 x 256, 15 for
-    3 x 1024 x 256 (bench/products.py). In pieces below that, 16 x 1024 x 256 takes 58 µs instead of 97.
+    matrix, m n = 1200. Just above, a product takes several times as long: 87 µs for 4 rows of 1024 times
+    1024 x 256, and 13 for 3 rows. In pieces below that 4 rows take 14 µs, and 16 rows 60 instead of 98
+    (bench/products.py).
     """
     if letters[1] != "N" or not small_kernels():
         return 0

@@ -158,8 +158,7 @@ class TapeRings(Rings):
             if self.numba or EAGER:
                 fast = self.template.compiled(pattern, self.recorded, self.numba == "insist")
                 if fast is not None and EAGER:
-                    fast.compile()
-                    EAGER[-1].append(fast.compiled_in)
+                    EAGER[-1].append(fast.compile())
             bound = self.bound[pattern] = (fast if fast is not None and self.numba else made).bind(self)
         return bound
 
@@ -455,7 +454,8 @@ class Replays:
         if not plain or others or at != len(window) - 2 or newest.entries[position][SHAPE] != ():
             return None
         inside = {id(rings) for rings, _ in body.groups} <= {id(rings) for rings, _ in head.groups}
-        if not inside or newest.seat.link is None:
+        complete = set(dict(body.program.feeds or {}).values()) <= set(head.leaving)
+        if not inside or not complete or newest.seat.link is None:
             return None
         made = Steady(self, newest, position, head, body)
         made.count = len(window)
@@ -751,8 +751,15 @@ class Pass:
         while count <= min(seat.run, at) and self.plain_losses(window[at - count]) == losses:
             count += 1
         slots = {position_of(segment.entries, slot): slot for slot in self.pending}
-        entering = tuple(sorted({*seat.rings.body(seat.link, segment), *losses}))
-        if count < 2 or -1 in slots or not set(slots).issubset(entering) or not set(losses).isdisjoint(slots):
+        body = seat.rings.body(seat.link, segment)
+        entering, exactly = (tuple(sorted({*more, *losses})) for more in (body, slots))
+        if count < 2 or -1 in slots or not set(slots).issubset(entering):
+            return 0
+        if not set(losses).isdisjoint(
+            {*body, *slots}
+        ):  # a loss that is also read on has more than its own cotangent
+            return 0
+        if exactly != entering and not seat.rings.alike(segment, exactly, entering):
             return 0
         bound = seat.rings.loop(entering, seat.link, segment)
         if (
