@@ -17,11 +17,16 @@ ORDER = [
     [
         "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
         "core.guard", "core.seeds", "core.tape", "core.revive", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
-        "core.lag", "core.part", "core.capacitor", "core.snapshot",
+        "core.lag", "core.memory", "core.part", "core.capacitor", "core.snapshot",
     ],
     [
         "ops.elementwise", "ops.shape", "ops.reduce", "ops.linalg", "ops.index", "ops.softmax", "ops.recurrent",
         "ops.operators", "ops.protocols",
+    ],
+    [
+        "program.chance", "program.signature", "program.settle", "program.blocks", "program.trace", "program.exact", "program.live",
+        "program.record", "program.plan", "program.loops", "program.rings", "program.emit_numpy", "program.emit_numba",
+        "program.interpreter", "program.statements", "program.function", "program.replay", "program", "program.warm",
     ],
     [
         "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.real_time", "truncation.tolerance",

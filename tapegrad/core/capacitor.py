@@ -17,9 +17,9 @@ from .active import ignore
 from .adjoints import variables
 from .entry import Entry
 from .lag import LagWatch
+from .memory import Memory
 from .part import Part
-from .printout import kept_buffers
-from .replay import Rerun, State, held_arrays, inputs_now, strip
+from .replay import Rerun, State, inputs_now, strip
 from .schedule import Schedule, as_schedule
 from .seeds import Roots, seeded
 from .sweep import Joint, Sweep, in_step, oldest_swept, require_joint
@@ -80,9 +80,8 @@ class CapacitorTape(Tape):
             require_a_window("CapacitorTape", self.schedule)
         self._inside: list[Clock] = []  # the parts that are entered now, the innermost last
         self._wanted: list[Variable] = []  # whose adjoints the next sweep is to keep
-        self._peak = 0
-        self._kinds: list[Any] = []  # of segments in the window, when `nbytes` was looked at last
         self._warned = False
+        self._memory = Memory()
         self._watch = LagWatch()
         self._programs = self.programs(self, compile)
         self._closed: deque[WindowSegment] = deque()
@@ -104,20 +103,12 @@ class CapacitorTape(Tape):
     @property
     def nbytes(self) -> int:
         """Bytes that this tape keeps alive: arrays for its pullbacks, and the memory of compiled programs."""
-        held: dict[int, int] = {}
-        for segment in self._window():
-            if segment.buffers is None or segment is self._segment:
-                noted = map(held_arrays, segment.inputs)
-                segment.buffers = kept_buffers(itertools.chain(segment.entries, noted))
-            held |= segment.buffers
-        now: int = sum(held.values()) + self._programs.nbytes
-        self._peak = max(self._peak, now)
-        return now
+        return self._memory.now(self)
 
     @property
     def peak_nbytes(self) -> int:
-        """The largest `nbytes` that a sweep has found, or somebody who asked; a sweep looks before it forgets."""
-        return max(self._peak, self.nbytes)
+        """The largest `nbytes` that a sweep has found, before it forgot anything, or that was asked for."""
+        return max(self._memory.now(self), self._memory.peak)
 
     def capacitor(self, schedule: Schedule | int) -> Part:
         """A part of the model with a window of its own: what runs under `with part:` is kept by `schedule`."""
@@ -232,7 +223,8 @@ class CapacitorTape(Tape):
                 f"{self._name}.backward: `record=True` needs a plain Tape: a recorded sweep would be part of no segment.\n"
                 f"  Nest a tg.Tape inside the segment for higher-order gradients there."
             )
-        if seed is None and not keep and (again := self._programs.again(root)) is not None:
+        again: Sweep | None = self._programs.again(root) if seed is None and not keep else None
+        if again is not None:
             again.deliver()
             self._watch.look(self, again)
             return again
@@ -285,7 +277,7 @@ class CapacitorTape(Tape):
         for slot, ct in self.schedule.beyond(self, sweep.left_edge).items():
             sweep.add(slot, ct)
         sweep.deliver()
-        self._look_at_memory(window)
+        self._memory.look(self, window)
         self._wanted = []
         try:
             for clock in due:
@@ -299,13 +291,6 @@ class CapacitorTape(Tape):
         if not self.recording:  # an open segment may be aborted, and needs the others when it is done again
             self._evict(strict=False)
         return sweep
-
-    def _look_at_memory(self, window: Sequence[WindowSegment]) -> None:
-        """Note the peak. Segments that share the rings of a program are of one size, and need no second look."""
-        kinds = sorted((getattr(segment.seat, "rings", None) for segment in window), key=id)
-        if None in kinds or kinds != self._kinds:
-            self._kinds = kinds
-            _ = self.nbytes
 
     # -- what a sweep covers -----------------------------------------------------------------------
 

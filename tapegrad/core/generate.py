@@ -316,7 +316,9 @@ def in_place_source(v: Any) -> list[str]:
     A rule's temporaries are arrays of their own. As long as they fit into a cache that costs nothing; of
     65,536 floats each costs a tenth of the sweep (`bench/per_op.py`).
     """
-    lines, contributions, residuals = [], {}, {}
+    lines: list[str] = []
+    contributions: dict[str, str] = {}
+    residuals: dict[str, None] = {}
     for a in v.live:
         y = expression(v.primitive.rules[a])
         if y is None:

@@ -179,9 +179,7 @@ class Parameter(Variable):
         # The vector that this parameter is a piece of, if there is one; its gradient is a piece, too.
         self.flat: weakref.ref[Any] | None = None
 
-    grad = Variable.grad
-
-    @grad.setter
+    @Variable.grad.setter  # type: ignore[attr-defined,untyped-decorator]
     def grad(self, grad: ArrayLike | None) -> None:
         if self.flat is None or self._grad is None:
             Variable.grad.fset(self, grad)  # type: ignore[attr-defined]
@@ -269,7 +267,7 @@ def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
 
 def formed(grad: Any) -> Array:
     """A gradient as an array: a compiled sweep leaves one as a product until it is read."""
-    return grad if isinstance(grad, np.ndarray) else grad.form()  # type: ignore[no-any-return]
+    return grad if isinstance(grad, np.ndarray) else grad.form()
 
 
 def refuse_assignment() -> None:

@@ -65,7 +65,7 @@ def mean(xp, a, *, axis=None, keepdims=False):
     r"""Mean over `axis`, $y = \frac1n \sum_i a_i$."""
     if type(a) is not np.ndarray or a.dtype not in BARE or not 0 < a.size <= LARGEST_COUNT:
         return xp.mean(a, axis=axis, keepdims=keepdims)
-    y: Any = np.add.reduce(a, axis=axis, keepdims=keepdims)  # np.mean does the same, after 3 µs of Python
+    y = folded(xp, a, np.add, "sum", axis, keepdims)  # np.mean does the same, after 3 µs of Python
     y /= a.size // y.size
     return y
 

@@ -91,6 +91,9 @@ class NumbaProgram:
         if memory is None:
             return []
         feed = self.leaving.index(self.feeds[entering])  # type: ignore[index]
+        left = self.plan.leaving[self.feeds[entering]]  # type: ignore[index]
+        if (left.shape, np.dtype(left.dtype)) != (memory.shape, memory.dtype):
+            raise Refused("a cotangent that leaves with another dtype than it enters the next segment with")
         start = f"word(joints, {feed}) + (p + i - 1) * {memory.size * memory.dtype.itemsize}"
         outside = f"word(given, {1 + self.entering.index(entering)})"
         return [
@@ -503,7 +506,7 @@ class NumbaBound:
         self.leaf_slots = program.leaf_order
         self.leaving_kinds = [(plan.leaving[n].shape, plan.leaving[n].dtype) for n in self.leaving]
         self.groups = [(rings.group(group), group) for group in plan.groups]
-        self.stacked = [rings.joint(n, plan.leaving[n].shape, plan.leaving[n].dtype) for n in self.leaving]
+        self.stacked = [joint_of(rings, n, plan.leaving[n]) for n in self.leaving]
         # By joint, as `emit_numpy.Bound` has them: rows of the same memory.
         self.joints: tuple[Any, ...] = tuple(
             [array[p, ...] for p in range(len(array))] for array in self.stacked
@@ -630,6 +633,14 @@ class NumbaBound:
                 del kept
 
         return sweep
+
+
+def joint_of(rings: Rings, number: int, value: Value) -> Array:
+    """Where the cotangents of value `number` from before a segment go, in the dtype in which they are computed."""
+    held = rings.joint(number, value.shape, value.dtype)
+    if held.dtype == value.dtype:
+        return held
+    return rings.array(("joint", number, np.dtype(value.dtype)), value.shape, value.dtype)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------

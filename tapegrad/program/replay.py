@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.adjoints import AdjointMap
+from ..core.adjoints import AdjointMap, Adjoints
 from ..core.entry import DTYPE, OUT, SHAPE, Entry
 from ..core.schedule import Sliding
 from ..core.sweep import Joints, Sweep
@@ -158,7 +158,8 @@ class TapeRings(Rings):
             if self.numba or EAGER:
                 fast = self.template.compiled(pattern, self.recorded, self.numba == "insist")
                 if fast is not None and EAGER:
-                    EAGER[-1].append(fast.compile())
+                    fast.function("hoist"), fast.function("sweep")
+                    EAGER[-1].append(fast.compiled_in)
             bound = self.bound[pattern] = (fast if fast is not None and self.numba else made).bind(self)
         return bound
 
@@ -419,17 +420,18 @@ class Replays:
             self.sight(segment)
         # From the oldest to the newest, so that neighbours sit side by side. Rings may be replaced on the way.
         for _ in range(ROUNDS):
-            for segment in full:
-                if self.seat(segment) is None:
-                    return False
-            if all(segment.seat is not None for segment in full):
+            found = [self.seat(segment) for segment in full]
+            if all(seat is segment.seat for seat, segment in zip(found, full, strict=True)):
                 break
         else:
             return False
-        if any(segment.seat.rings.capacity < len(window) for segment in full):
+        seated = [
+            segment for segment in full if segment.seat is not None
+        ]  # the others are pulled through by rules
+        if not seated or any(segment.seat.rings.capacity < len(window) for segment in seated):
             return False
         self.release()
-        for rings in {id(segment.seat.rings): segment.seat.rings for segment in full}.values():
+        for rings in {id(segment.seat.rings): segment.seat.rings for segment in seated}.values():
             rings.count_sweep(self.mode)
         found = Pass(sweep, clocks, joints)
         if not found.walk(window):
@@ -655,6 +657,7 @@ class Pass:
         self.entered: list[tuple[WindowSegment, dict[int, Any]]] = []
         self.seeded: set[int] = set()
         self.kept: dict[int, Any] = {}
+        self.ruled: list[tuple[int, Any]] = []  # what leaves got by rules
         self.looped: tuple[int, int, Bound] | None = None
         self.first: tuple[tuple[int, ...], Bound] | None = None  # the newest segment's positions and program
 
@@ -690,6 +693,8 @@ class Pass:
         if -1 in positions or len(positions) < len(here):
             return False
         seat = segment.seat
+        if seat is None:
+            return self.by_rules(segment, here)
         bound = self.single(segment, positions)
         for at, slot in positions.items():
             if slot in self.sweep.kept:
@@ -710,6 +715,25 @@ class Pass:
             slot = seat.before[number]
             held = self.pending.get(slot)
             self.pending[slot] = cts[joint] if held is None else held + cts[joint]
+        return True
+
+    def by_rules(self, segment: WindowSegment, here: dict[int, Any]) -> bool:
+        """Pull cotangents through a segment that has no program; False if one stays inside."""
+        adjoints = Adjoints()
+        adjoints.sums.update(here)
+        adjoints.kept.update(dict.fromkeys(slot for slot in here if slot in self.sweep.kept))
+        adjoints.sweep(reversed(segment.entries_today()))
+        self.kept.update(adjoints.kept)
+        for slot in here:
+            del self.pending[slot]
+        for slot, ct in adjoints.sums.items():
+            if slot >= segment.first:
+                return False
+            if slot < 0:
+                self.ruled.append((slot, np.array(ct)))
+            else:
+                held = self.pending.get(slot)
+                self.pending[slot] = ct if held is None else held + ct
         return True
 
     def single(self, segment: WindowSegment, positions: Iterable[int]) -> Bound:
@@ -833,7 +857,7 @@ class Pass:
         for rings, group, places in self.written.values():
             add_products(products, rings, group, places)
         settlement = Settlement(products)
-        for slot, total in self.totals.values():
+        for slot, total in (*self.totals.values(), *self.ruled):
             settlement.totals.setdefault(slot, []).append(total)
         sweep = self.sweep
         for slot, ct in self.pending.items():  # a leaf that is a root itself
