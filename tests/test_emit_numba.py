@@ -329,6 +329,14 @@ def test_a_leaf_of_another_shape_is_an_error():
     head.sweep(head.back(5, 1), 0, [leaf], (np.array(1.0),), head.joints)
 
 
+def test_programs_of_one_signature_may_leave_cotangents_of_different_dtypes():
+    rings = Rings(SEGMENTS)
+    rings.joint(0, (1, 5), np.float32)
+    loop = Recorded("plain")
+    head, _ = (program.bind(rings) for program in loop.programs(NumbaProgram))
+    assert [array.dtype for array in head.stacked] == [np.float64] * len(head.leaving)
+
+
 def test_rows_beyond_the_joints_are_refused():
     loop = Recorded("plain")
     head, _ = (program.bind(Rings(SEGMENTS)) for program in loop.programs(NumbaProgram))

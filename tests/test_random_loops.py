@@ -666,7 +666,7 @@ class Run:
 # -- comparing ------------------------------------------------------------------------------------------
 
 
-def difference(loop, mode=True):
+def difference(loop, mode="numpy"):
     """What a run by programs finds that a run by rules does not, or None."""
     replay_module.SIGHTINGS = exact_module.SIGHTINGS = loop.sightings
     right = Run(loop, False).go()
@@ -786,7 +786,7 @@ def counted(monkeypatch):
 
 @pytest.mark.parametrize("chunk", range(TESTS))
 def test_random_loops_swept_by_programs_find_what_the_rules_find(chunk):
-    check(range(chunk * LOOPS_PER_TEST, (chunk + 1) * LOOPS_PER_TEST), True)
+    check(range(chunk * LOOPS_PER_TEST, (chunk + 1) * LOOPS_PER_TEST), "numpy")
 
 
 @pytest.mark.parametrize("chunk", range(2))
@@ -795,16 +795,24 @@ def test_random_loops_swept_by_straight_code_find_it_bit_for_bit(chunk):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(10))
+def test_random_loops_swept_by_numba_find_what_the_rules_find(chunk):
+    """Slow where Numba's cache is empty: about a second for each program."""
+    pytest.importorskip("numba")
+    check(range(2000 + chunk * 10, 2000 + (chunk + 1) * 10), "numba")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(40))
 def test_many_more_random_loops(chunk):
-    check(range(10_000 + chunk * 500, 10_000 + (chunk + 1) * 500), True)
+    check(range(10_000 + chunk * 500, 10_000 + (chunk + 1) * 500), "numpy")
     check(range(50_000 + chunk * 100, 50_000 + (chunk + 1) * 100), "exact")
 
 
 def test_the_random_loops_go_every_way(monkeypatch):
     tally = counted(monkeypatch)
     seeds = range(2000, 2060)
-    check(seeds, True)
+    check(seeds, "numpy")
     assert tally["run", True] > 120 and tally["run", False] > 40, tally
     assert tally["loop", True] > 25, tally
     assert tally["again", True] > 5, tally

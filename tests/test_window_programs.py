@@ -126,7 +126,7 @@ def test_what_was_given_away_is_never_written_to(schedule, weights, learn):
         if learn:
             optimizer.step()
         optimizer.zero_grad()
-    assert len(kept) > 300
+    assert len(kept) > 250
     for array, then in kept:
         np.testing.assert_array_equal(array, then)
 
@@ -281,10 +281,8 @@ def test_grads_add_up_over_sweeps_that_nobody_read():
 def test_a_grad_that_waits_outlives_what_it_waits_for(end):
     def run(compile):
         model, tape = Model(), tg.CapacitorTape(WINDOW, compile=compile)
-        for sweep, loss, _, state in sweeps_of(tape, model, 9):
+        for sweep, _, _, state in sweeps_of(tape, model, 9):
             last = sweep
-            for p in model.parameters():
-                p.grad = None if sweep is not None and len(tape.segments) < WINDOW else p._grad
         if end == "reset":
             tape.reset()
             for _ in sweeps_of(tape, Model(), 6, seed=2):
@@ -571,14 +569,15 @@ def test_an_unknown_mode_is_refused_in_words():
 # -- paths and places --------------------------------------------------------------------------------------
 
 
-def chain(compile, lengths, schedule, sweep_every=0):
-    """h = tanh(h w) as often as `lengths` says; the gradients at every sweep, and the tape."""
+def chain(compile, lengths, schedule, sweep_every=0, scale=False):
+    """h = tanh(h w) as often as `lengths` says, or scaled by it; the gradients at every sweep, and the tape."""
     w, h, found = tg.Variable(np.array([0.9, 1.1])), tg.constant(np.ones(2)), []
     tape = tg.CapacitorTape(schedule, compile=compile)
     for t, n in enumerate(lengths):
         with tape:
-            for _ in range(n):
+            for _ in range(1 if scale else n):
                 h = tg.tanh(h * w)
+            h = h * (1.0 + n / 1024) if scale else h
             loss = tg.sum(h)
         sweep = tape.backward(loss)
         if sweep_every and t % sweep_every == sweep_every - 1:
@@ -592,7 +591,7 @@ def chain(compile, lengths, schedule, sweep_every=0):
 @pytest.mark.parametrize("window", [3, 25])
 def test_a_loop_may_take_many_paths(paths, window):
     lengths = [1 + (7 * t) % paths for t in range(3 * paths + 30)]
-    came, tape = chain(True, lengths, window)
+    came, tape = chain("numpy", lengths, window)
     right, _ = chain(False, lengths, window)
     for a, b in zip(came, right, strict=True):
         close(a, b)
@@ -603,9 +602,9 @@ def test_more_paths_than_are_remembered_leave_nothing_behind():
     before = dict(replay_module.TEMPLATES)
     replay_module.TEMPLATES.clear()
     try:
-        lengths = [n for n in range(1, replay_module.SIGNATURES_KEPT + 40) for _ in range(3)]
-        came, tape = chain(True, lengths, 2)
-        right, _ = chain(False, lengths, 2)
+        numbers = [n for n in range(1, replay_module.SIGNATURES_KEPT + 40) for _ in range(3)]
+        came, tape = chain("numpy", numbers, 2, scale=True)
+        right, _ = chain(False, numbers, 2, scale=True)
         for a, b in zip(came, right, strict=True):
             close(a, b)
         assert len(replay_module.TEMPLATES) <= replay_module.SIGNATURES_KEPT
@@ -619,13 +618,12 @@ def test_more_paths_than_are_remembered_leave_nothing_behind():
 @pytest.mark.parametrize("sweep_every", [1, 7, 50, 90])
 def test_rings_grow_with_a_window_that_has_no_end(sweep_every):
     lengths = [2] * 100
-    came, tape = chain(True, lengths, tg.Full(), sweep_every)
+    came, tape = chain("numpy", lengths, tg.Full(), sweep_every)
     right, _ = chain(False, lengths, tg.Full(), sweep_every)
     for a, b in zip(came, right, strict=True):
         close(a, b)
-    assert {rings.capacity >= 100 // sweep_every * sweep_every for rings in replays(tape).rings.values()} == {
-        True
-    }
+    (rings,) = replays(tape).rings.values()
+    assert rings.capacity >= 100 // sweep_every * sweep_every
 
 
 def test_a_loss_that_waits_for_a_part_keeps_old_segments_in_place():
@@ -696,9 +694,10 @@ def test_old_versions_of_the_weights_are_let_go(weights):
     assert alive <= (2 * WINDOW + 2 if weights == "recorded" else 1)
 
 
+@pytest.mark.parametrize("compile", ["numpy", True])
 @pytest.mark.parametrize("read", [False, True])
-def test_a_long_run_takes_no_more_memory_than_a_short_one(read):
-    model, tape = Model(), tg.CapacitorTape(WINDOW)
+def test_a_long_run_takes_no_more_memory_than_a_short_one(read, compile):
+    model, tape = Model(), tg.CapacitorTape(WINDOW, compile=compile)
     optimizer, state = optim.SGD(model.parameters(), 0.01), model.start()
     data = stream(8)
 
@@ -714,7 +713,7 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(read):
                 optimizer.step()
                 optimizer.zero_grad()
 
-    go(100)
+    go(1200)  # until what error messages remember is full, too
     gc.collect()
     tracemalloc.start()
     try:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
+from .entry import DTYPE, SHAPE
 from .printout import kept_buffers
 from .replay import held_arrays
 from .window import WindowSegment
+
+
+# Of an entry, what its size depends on: a loop that repeats itself is counted once.
+KIND = itemgetter(0, SHAPE, DTYPE)
 
 
 class Memory:
@@ -16,7 +22,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._kinds: list[Any] = []  # of the segments in the window, when it was looked at last
+        self._kinds: list[int] = []  # of the segments in the window, when it was looked at last
 
     def now(self, tape: Any) -> int:
         """Bytes of the buffers behind all arrays that `tape` holds, each counted once, and of its programs."""
@@ -31,8 +37,11 @@ class Memory:
         return found
 
     def look(self, tape: Any, window: Sequence[WindowSegment]) -> None:
-        """Note the peak at a sweep. Segments that sit in the rings of one program are of one size: once will do."""
-        kinds = sorted((getattr(segment.seat, "rings", None) for segment in window), key=id)
-        if None in kinds or kinds != self._kinds:
+        """Note the peak at a sweep: it is counted again when other kinds of segments than before are there."""
+        for segment in window:
+            if segment.kind is None or segment.index > tape._count:
+                segment.kind = hash(tuple(map(KIND, segment.entries)))
+        kinds = sorted([segment.kind for segment in window])  # type: ignore[type-var]
+        if kinds != self._kinds:
             self._kinds = kinds
             self.now(tape)

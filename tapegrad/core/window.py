@@ -88,7 +88,8 @@ class WindowSegment(Segment):
     swept_by: Any = None  # knows the adjoints of the last sweep, where a program made it
     seat: Any = None  # its place in a compiled program's memory, and what makes it like others
     signature: Any = None
-    buffers: dict[int, int] | None = None  # bytes of what is kept, by owner, once it has been asked for
+    buffers: dict[int, int] | None = None  # bytes of what is kept, by owner; and what tells sizes apart
+    kind: int | None = None  # (both once somebody asked; see memory.py)
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -158,7 +159,7 @@ class WindowSegment(Segment):
 
     def drop(self, span: Span) -> None:
         """Forget the entries of `span`."""
-        self.buffers = None
+        self.buffers = self.kind = None
         if len(self.spans) == 1:  # as nearly always
             for listed in (self.entries, self.guarded, self.inputs, self._leaf_reads):
                 listed.clear()

@@ -110,10 +110,10 @@ class Seat:
     side by side: so far a sweep can be one loop.
     """
 
-    __slots__ = ("before", "hoisted", "link", "place", "rings", "run", "segment")
+    __slots__ = ("before", "hoisted", "link", "place", "rings", "run")
 
-    def __init__(self, segment: WindowSegment, rings: TapeRings, place: int, before: Before) -> None:
-        self.segment, self.rings, self.place, self.before = segment, rings, place, before
+    def __init__(self, rings: TapeRings, place: int, before: Before) -> None:
+        self.rings, self.place, self.before = rings, place, before
         self.hoisted: set[Bound] = set()  # programs whose factors are in place
         self.link: tuple[int, ...] | None = None
         self.run = 0
@@ -306,7 +306,7 @@ class Replays:
             rings, before = self.rings[template], template.match(segment.entries, segment.first)
             assert before is not None, "an entry was not restored as it was"
             rings.holders[place] = segment
-            segment.seat = Seat(segment, rings, place, before)
+            segment.seat = Seat(rings, place, before)
             segment.seat.follow(self.older(segment))
 
     # -- seats ---------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ class Replays:
             self.unseat(rings)
             rings = self.rings[rings.template]
             place = rings.take(segment)
-        seat = segment.seat = Seat(segment, rings, place, before)
+        seat = segment.seat = Seat(rings, place, before)
         segment.swept_by = self
         seat.follow(self.older(segment))
         return seat
@@ -548,7 +548,7 @@ class Steady:
             self.replays.steady = None
             return None
         self.replays.release()
-        seat = segment.seat = Seat(segment, rings, place, before)
+        seat = segment.seat = Seat(rings, place, before)
         seat.link, seat.run, segment.swept_by = link, previous.run + 1, self.replays
         rings.holders[place] = segment
         rings.next = place + 1 if place + 1 < rings.capacity else 0
