@@ -1059,40 +1059,52 @@ BINARY = ["add", "add", "subtract", "multiply", "multiply", "multiply", "maximum
 def write(seed):
     """The program of this seed."""
     r = random.Random(seed)
-    inexact = r.random() < 0.12
+    loop = r.random() < 0.25  # most of it is one loop
+    inexact = r.random() < (0.6 if loop else 0.12)
     schedules = [schedule(r), *(schedule(r, part=True) for _ in range(r.choice([0, 0, 0, 1, 1, 2])))]
+    schedules = [long_window(r)] if loop else schedules
     inexact = inexact or any(kind == "randomized" for kind, *_ in schedules)
     joints = [*["pass"] * 5, "half", "half", "minus two", "drop", "keep scalars", "halve vectors"]
     joint = r.choice(joints if len(schedules) > 1 else [*joints, "clip", "clip"])
+    joint = "pass" if loop and r.random() < 0.7 else joint
     leaves = [halves(r, 1), halves(r, 1), halves(r, 2)]
-    steps = []
-    for _ in range(r.randint(3, 9)):
+    steps = alike(r, inexact, r.randint(6, 20)) if loop else []
+    for _ in range(r.randint(0, 2) if loop else r.randint(3, 9)):
         steps += between(r)
         steps += segment(r, inexact, len(schedules) - 1)
-        if r.random() < 0.25:
-            steps += alike(r, inexact)
+        if loop or r.random() < 0.2:
+            steps += alike(r, inexact, r.randint(3, 12))
     steps += between(r)
     steps.append(("sweep", ages(r)))
     weights = r.choice(["recorded", "recorded", "recorded", "current", "current", "replay"])
     compile, sightings = r.choice([False, "exact", "exact", True, "numpy", "numpy"]), r.choice([1, 1, 2])
-    return Program(
-        seed, schedules, weights, joint, r.random() < 0.15, leaves, inexact, steps, compile, sightings
+    compile = "numpy" if loop and r.random() < 0.6 else compile
+    guard = r.random() < (0.03 if loop else 0.15)
+    return Program(seed, schedules, weights, joint, guard, leaves, inexact, steps, compile, sightings)
+
+
+def long_window(r):
+    window = r.randint(2, 7)
+    return r.choice(
+        [("sliding", window, 1)] * 3
+        + [("sliding", window, r.randint(1, window)), ("chunked", window), ("full",)]
     )
 
 
-def alike(r, inexact):
+def alike(r, inexact, count):
     """Segments of one loop: the same ops, a loss at the end, and now and then something else."""
     body = loop_body(r, inexact)
     losses = r.choice([[0], [0], [0], [0, 2], [1], []])
+    seeds = [[None, 1.0, 1.0]] * 2 if r.random() < 0.7 else [seed(r) for _ in range(2)]
     steps = []
-    for _ in range(r.randint(3, 12)):
+    for _ in range(count):
         steps.append(("begin", "with"))
         steps += [("op", *op(r, inexact))] if r.random() < 0.05 else []
         steps += body
         steps.append(("raise",) if r.random() < 0.03 else ("stop",))
         if r.random() < 0.93:
             for root in losses:
-                steps.append(("backward", [root], [[None, 1.0, 1.0]] * 2, []))
+                steps.append(("backward", [root], seeds, []))
         else:
             steps += between(r)
         if r.random() < 0.2:
@@ -1103,7 +1115,8 @@ def alike(r, inexact):
 def loop_body(r, inexact):
     """x = f(x, leaf), with a scalar at the end; a squashed state stays small."""
     width = r.choice(["scalar", "vector"])
-    first = ("op", r.choice(["multiply", "add"]), ("value", r.choice([0, 1, 1, 2])), ("leaf", r.randrange(3)))
+    before = ("value", r.choice([1, 1, 1, 0] if width == "vector" else [0, 0, 0, 1]))
+    first = ("op", r.choice(["multiply", "multiply", "subtract"]), before, ("leaf", r.randrange(3)))
     body = [first, *(another(r) for _ in range(r.choice([0, 0, 1, 2])))]
     body.append(("op", r.choice(["negative", "relu", "negative"]), ("value", 0)))
     if inexact:
@@ -1353,9 +1366,9 @@ def test_the_programs_go_everywhere():
         "re-run": 100,
         "state at the edge": 100,
         "straight": 500,
-        "sweep by programs": 300,
-        "loop": 150,
-        "sweep as before": 40,
+        "sweep by programs": 250,
+        "loop": 100,
+        "sweep as before": 30,
     }.items():
         assert tally.get(what, 0) >= least, (what, tally)
     programs = [write(seed) for seed in range(300)]

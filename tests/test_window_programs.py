@@ -281,14 +281,14 @@ def test_grads_add_up_over_sweeps_that_nobody_read():
 def test_a_grad_that_waits_outlives_what_it_waits_for(end):
     def run(compile):
         model, tape = Model(), tg.CapacitorTape(WINDOW, compile=compile)
-        for sweep, _, _, state in sweeps_of(tape, model, 9):
-            last = sweep
+        for last, _, _, state in sweeps_of(tape, model, 9):  # noqa: B007 (the last of them)
+            pass
         if end == "reset":
             tape.reset()
             for _ in sweeps_of(tape, Model(), 6, seed=2):
                 pass
         elif end == "deleted":
-            del tape, sweep
+            del tape
             gc.collect()
         elif end == "aborted":
             with pytest.raises(ZeroDivisionError), tape:
@@ -713,11 +713,9 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(read, compile):
                 optimizer.step()
                 optimizer.zero_grad()
 
-    go(1200)  # until what error messages remember is full, too
-    gc.collect()
     tracemalloc.start()
     try:
-        go(50)
+        go(1200)  # until what error messages remember is full, too
         gc.collect()
         start, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()

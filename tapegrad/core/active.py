@@ -27,6 +27,12 @@ def activate(tapes: tuple[Recorder, ...]) -> None:
     ACTIVE.set(tapes if tapes or isinstance(tapes, Paused) else None)
 
 
+def active_tapes() -> tuple[Recorder, ...]:
+    """The tapes that record now; Paused, and maybe empty, while one of them is."""
+    active = ACTIVE.get()
+    return () if active is None else active
+
+
 def start(tape: Recorder) -> None:
     """Let `tape` record too, as the innermost."""
     active = ACTIVE.get()

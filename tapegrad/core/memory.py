@@ -12,7 +12,6 @@ from .printout import kept_buffers
 from .replay import held_arrays
 from .window import WindowSegment
 
-
 # Of an entry, what its size depends on: a loop that repeats itself is counted once.
 KIND = itemgetter(0, SHAPE, DTYPE)
 
@@ -41,7 +40,7 @@ class Memory:
         for segment in window:
             if segment.kind is None or segment.index > tape._count:
                 segment.kind = hash(tuple(map(KIND, segment.entries)))
-        kinds = sorted([segment.kind for segment in window])  # type: ignore[type-var]
+        kinds = sorted([segment.kind or 0 for segment in window])
         if kinds != self._kinds:
             self._kinds = kinds
             self.now(tape)

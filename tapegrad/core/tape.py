@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from ..errors import RecordingError
-from .active import ACTIVE, Paused, activate, current_context, end, ignore, start
+from .active import ACTIVE, Paused, activate, active_tapes, current_context, end, ignore, start
 from .adjoints import Adjoints, variables
 from .entry import OUT, Entry
 from .guard import Guarded
@@ -106,12 +106,12 @@ class Tape:
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """A context in which this tape records nothing: what is computed there is a constant to it."""
-        active = ACTIVE.get() or ()
+        active = active_tapes()
         activate(Paused(tape for tape in active if tape is not self))
         try:
             yield
         finally:  # others may have begun or stopped meanwhile
-            now = ACTIVE.get() or ()
+            now = active_tapes()
             activate(type(active)((*now, self) if self in active else now))
 
     def __enter__(self: T) -> T:
@@ -151,7 +151,7 @@ class Tape:
         self._open(Segment())
 
     def _leave(self, method: str) -> None:
-        active = ACTIVE.get() or ()
+        active = active_tapes()
         if self._owner is None:
             raise RecordingError(
                 f"{self._name}.{method}: this tape is not recording. Call begin() first, or use `with tape:`."
@@ -228,7 +228,7 @@ class Tape:
     @contextlib.contextmanager
     def _appending(self) -> Iterator[None]:
         """A scope in which this tape is active, whether or not it is between begin and stop."""
-        active, append = ACTIVE.get() or (), self.append
+        active, append = active_tapes(), self.append
         token = ACTIVE.set(active if self in active else (*active, self))
         self.append = self._appender()
         try:

@@ -81,8 +81,9 @@ class Programs:
             self.replays.load_state_dict(state, slots)
 
     def reset(self) -> None:
-        """Forget everything."""
-        self._replays = self.straight = None
+        """Forget the segments; the programs stay, for the next sequence is likely to be like the last."""
+        if self._replays is not None:
+            self._replays.reset()
 
 
 class ProgramText(str):

@@ -70,6 +70,7 @@ class NumpyProgram:
         self.buffers: dict[str, tuple[Any, Any]] = {}  # work buffers by name: shape, dtype
         self.by_place: dict[str, str] = {}  # lists that hoist fills: name, expression
         self.prologue: list[str] = []
+        self.turning: list[str] = []
         self.leaf_order: list[int] = []
         self.used: set[str] = set()
         sweep = self._sweep()
@@ -260,8 +261,8 @@ class NumpyProgram:
         """A C-ordered copy of a parameter that is read transposed: see `cpu.transposed_products`."""
         if self.recorded:
             name = self.view_name(self.name(ref.value, "R"), (*ref.views, "copy"))
-            self.space.setdefault("turned", Turned())
-            self.by_place[name] = f"turned({self.residual(ref.value.key)})"
+            self.turning.append(f"turned{name[1:]}")
+            self.by_place[name] = f"turned{name[1:]}({self.residual(ref.value.key)})"
             return f"{name}[k]"
         plain = self.of_leaf(ref.value, ref.views)
         name = f"{plain}_copy"
@@ -419,6 +420,7 @@ class NumpyProgram:
             space[name] = aligned(shape, dtype)
         for name, (buffer, views) in self.work_views.items():
             space[name] = viewed(space[buffer], views)
+        space.update((name, Turned()) for name in self.turning)
         for name in self.by_place:
             space[name] = rings.lists.setdefault((self.names_key(name)), [None] * rings.capacity)
         for name, (owner, *views) in self.ring_views.items():

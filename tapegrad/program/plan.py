@@ -21,8 +21,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..types import Shape
 from .trace import Graph, Namespace, Node, Trace, Traced, apply, view_shape
+
+SMALL_TABLE = (
+    256  # rows of an embedding up to which a product with one-hot rows is faster than adding row by row
+)
 
 Views = tuple[tuple[str, tuple[Any, ...]], ...]
 
@@ -168,8 +174,13 @@ class Planner:
         roots = [cores[i].ct if i in cores else node for i, (_, node) in enumerate(trace.contributions)]
         live = reached(roots)
         self.uses = Counter(id(i) for node in live for i in node.inputs) + Counter(map(id, roots))
+        gathered = {node for i, (slot, node) in enumerate(trace.contributions) if slot < 0 and i not in cores}
         for node in list(self.graph.nodes):  # more are made on the way: factors
-            if node in live and node.dependent and node.kind != "pull":  # which its parts call
+            # A pull is called by its parts, and what is scattered goes straight to where it is added up.
+            direct = node.kind == "pull" or (
+                node.kind == "scatter" and self.uses[id(node)] == 1 and node in gathered
+            )
+            if node in live and node.dependent and not direct:
                 self.visit(node)
         for i, (slot, node) in enumerate(trace.contributions):
             if i in cores:
@@ -631,6 +642,8 @@ def product_of(node: Node, graph: Graph) -> Core | None:
             return Core(node, transposed(a, graph), b, b.shape[0], False, ())
         if a.dependent and not b.dependent:  # a b = (bᵀ aᵀ)ᵀ
             return Core(node, b, a, a.shape[1], True, (("transpose", ((1, 0),)),))
+    if node.kind == "scatter" and node.inputs[0].kind == "zeros" and node.detail == (("array", 0),):
+        return picked(node, graph)
     if node.kind == "reduce" and node.detail[0] == "sum" and node.inputs[0].shape:
         (ct,) = node.inputs
         _, axes, _ = node.detail
@@ -654,6 +667,17 @@ def product_of(node: Node, graph: Graph) -> Core | None:
                 )
                 return Core(node, row, ct, 1, False, ())
     return None
+
+
+def picked(node: Node, graph: Graph) -> Core | None:
+    """Rows that are added to a small table at positions: one-hot rows of the positions times what is added."""
+    _, ct, positions = node.inputs
+    table, rows = node.shape, positions.size
+    if len(table) != 2 or table[0] > SMALL_TABLE or ct.shape != (rows, table[1]) or not ct.dependent:
+        return None
+    column = Traced(graph, positions).reshape(rows, 1)
+    one_hot = apply(graph, "equal", (column, np.arange(table[0]))).astype(ct.dtype)
+    return Core(node, one_hot.node, ct, rows, False, ())
 
 
 def transposed(node: Node, graph: Graph) -> Node:

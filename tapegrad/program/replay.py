@@ -243,6 +243,13 @@ class Replays:
         self.recorded = tape.weights == "recorded"
         self.steady: Steady | None = None  # how the last sweep can be repeated
 
+    def reset(self) -> None:
+        """No segment is left: every place is free."""
+        self.release()
+        self.steady = None
+        for rings in self.rings.values():
+            rings.holders, rings.next = [None] * rings.capacity, 0
+
     def source(self) -> str:
         """The programs as text."""
         texts = []
@@ -453,7 +460,7 @@ class Replays:
         newest = window[-1]
         plain = type(clock.schedule) is Sliding and len(window) == len(tape._closed) == count + 1
         (position, *others), head = found.first
-        if not plain or others or at != len(window) - 2 or newest.entries[position][SHAPE] != ():
+        if not plain or others or at != len(window) - 2 or found.plain_losses(newest) != (position,):
             return None
         inside = {id(rings) for rings, _ in body.groups} <= {id(rings) for rings, _ in head.groups}
         complete = set(dict(body.program.feeds or {}).values()) <= set(head.leaving)
