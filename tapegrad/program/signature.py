@@ -109,112 +109,116 @@ class Matcher:
 
     def __init__(self, entries: Sequence[Entry], first: int) -> None:
         self.count = len(entries)
-        self.source, space = match_source(entries, first)
-        exec(compile(self.source, "<tapegrad match>", "exec"), space)
-        self.match: Callable[[Sequence[Entry], int], Before | None] = space["match"]
+        writer = MatchWriter()
+        self.source = writer.source(entries)
+        exec(compile(self.source, "<tapegrad match>", "exec"), writer.space)
+        self.match: Callable[[Sequence[Entry], int], Before | None] = writer.space["match"]
 
 
-def match_source(entries: Sequence[Entry], first: int) -> tuple[str, dict[str, Any]]:
-    """The matcher of a signature as Python source, and the objects that it names."""
-    space: dict[str, Any] = {"ndarray": np.ndarray, "same": same_memory}
-    named: dict[int, str] = {}
+class MatchWriter:
+    """Writes the matcher of a signature as Python source; `space` are the objects that it names."""
 
-    def name(value: Any, prefix: str) -> str:
+    def __init__(self) -> None:
+        self.space: dict[str, Any] = {"ndarray": np.ndarray, "same": same_memory}
+        self.named: dict[int, str] = {}
+        self.known: dict[int, str] = {}  # variables that hold the slots of entries so far
+        self.before: dict[int, str] = {}  # and of values from before
+        self.seen: dict[int, str] = {}  # variables that hold the residuals of slots
+
+    def name(self, value: Any, prefix: str) -> str:
         """`value` as a global of the matcher."""
-        if id(value) not in named:
-            named[id(value)] = f"{prefix}{len(named)}"
-            space[named[id(value)]] = value
-        return named[id(value)]
+        if id(value) not in self.named:
+            self.named[id(value)] = f"{prefix}{len(self.named)}"
+            self.space[self.named[id(value)]] = value
+        return self.named[id(value)]
 
-    known: dict[int, str] = {}
-    before: dict[int, str] = {}
-    seen: dict[int, str] = {}
-    lines = ["def match(entries, first):", f"    if len(entries) != {len(entries)}:", "        return None"]
-    lines.append(f"    {', '.join(f'e{i}' for i in range(len(entries)))}, = entries")
-    lines.append(
-        "    if not (" + " and ".join(f"e{i}[0] is {name(e[0], 'V')}" for i, e in enumerate(entries)) + "):"
-    )
-    lines.append("        return None")
-    for at, entry in enumerate(entries):
-        checks: list[str] = []
+    def source(self, entries: Sequence[Entry]) -> str:
+        """The function `match(entries, first)`."""
+        every = range(len(entries))
+        lines = [
+            "def match(entries, first):",
+            f"    if len(entries) != {len(entries)}:",
+            "        return None",
+        ]
+        lines.append(f"    {', '.join(f'e{i}' for i in every)}, = entries")
+        lines += unless([f"e{i}[0] is {self.name(entry[0], 'V')}" for i, entry in enumerate(entries)])
+        for at, entry in enumerate(entries):
+            lines += self.entry(at, entry)
+        return "\n".join(
+            [*lines, f"    return ({''.join(variable + ', ' for variable in self.before.values())})"]
+        )
 
-        def slot_check(slot: Any, variable: str, checks: list[str] = checks) -> None:
-            if isinstance(slot, tuple):
-                names = [f"{variable}_{i}" for i in range(len(slot))]
-                checks.append(f"len({variable}) == {len(slot)}")
-                after.append(f"{', '.join(names)}, = {variable}")
-                later.extend(zip(slot, names, strict=True))
-            elif slot <= 0:
-                checks.append(f"{variable} == {slot}")
-            elif slot in known or slot in before:
-                checks.append(f"{variable} == {known.get(slot) or before[slot]}")
-            else:
-                before[slot] = variable
-                checks.append(f"0 < {variable} <= first")
-                distinct = [b for s, b in before.items() if s != slot]
-                checks.extend(f"{variable} != {b}" for b in distinct)
-
-        fields = ["_", f"o{at}", "s", "d"]
-        after: list[str] = []
-        later: list[tuple[Any, str]] = []
-        checks += [f"s == {name(entry[SHAPE], 'S')}", f"d is {name(entry[DTYPE], 'D')}"]
-        slots = slots_of(entry)
+    def entry(self, at: int, entry: Entry) -> list[str]:
+        """The comparisons of one entry."""
+        slots, fields = slots_of(entry), ["_", f"o{at}", "s", "d"]
+        checks = [f"s == {self.name(entry[SHAPE], 'S')}", f"d is {self.name(entry[DTYPE], 'D')}"]
+        sequences: list[tuple[Any, str]] = []
         for i, slot in enumerate(slots):
             fields.append(f"x{at}_{i}")
-            slot_check(slot, fields[-1])
+            if isinstance(slot, tuple):
+                checks.append(f"len({fields[-1]}) == {len(slot)}")
+                sequences.append((slot, fields[-1]))
+            else:
+                checks += self.slot(slot, fields[-1])
         slot_of = dict(entry[0].values)
         for i, value in enumerate(kept_by(entry)):
-            variable = f"r{at}_{i}"
-            fields.append(variable)
+            fields.append(f"r{at}_{i}")
             where = slot_of.get(SLOTS + len(slots) + i)
-            residual_checks(value, entry[where] if where else 0, variable, checks, seen, name)
-        lines.append(f"    {', '.join(fields)}, = e{at}")
-        lines += [f"    if not ({' and '.join(checks)}):", "        return None"]
-        if later:
-            lines += ["    " + line for line in after]
-            more: list[str] = []
-            for slot, variable in later:
-                slot_check(slot, variable, more)
-            lines += [f"    if not ({' and '.join(more)}):", "        return None"]
-        known[entry[OUT]] = f"o{at}"
-    lines.append(f"    return ({''.join(b + ', ' for b in before.values())})")
-    return "\n".join(lines), space
+            checks += self.residual(value, entry[where] if where else 0, fields[-1])
+        lines = [f"    {', '.join(fields)}, = e{at}", *unless(checks)]
+        for slot, variable in sequences:
+            parts = [f"{variable}_{i}" for i in range(len(slot))]
+            lines.append(f"    {', '.join(parts)}, = {variable}")
+            lines += unless(
+                [check for s, part in zip(slot, parts, strict=True) for check in self.slot(s, part)]
+            )
+        self.known[entry[OUT]] = f"o{at}"
+        return lines
+
+    def slot(self, slot: int, variable: str) -> list[str]:
+        """That `variable` names what `slot` names here."""
+        if slot <= 0:
+            return [f"{variable} == {slot}"]
+        if slot in self.known or slot in self.before:
+            return [f"{variable} == {self.known.get(slot) or self.before[slot]}"]
+        others = [f"{variable} != {other}" for other in self.before.values()]
+        self.before[slot] = variable
+        return [f"0 < {variable} <= first", *others]
+
+    def residual(self, value: Any, slot: Any, variable: str) -> list[str]:
+        """That `variable` is of the kind of `value`. What has a slot is known by it, from its second time on."""
+        if isinstance(slot, int) and slot and isinstance(value, np.ndarray | np.generic | None):
+            if slot in self.seen:  # a leaf that was assigned to between two reads is two arrays
+                first = self.seen[slot]
+                return [f"({variable} is {first} or same({variable}, {first}))"] if slot < 0 else []
+            self.seen[slot] = variable
+            if slot < 0:
+                return []
+        if isinstance(value, np.ndarray):
+            shape, dtype = self.name(value.shape, "S"), self.name(value.dtype, "D")
+            return [
+                f"type({variable}) is ndarray and {variable}.shape == {shape}",
+                f"{variable}.dtype is {dtype}",
+            ]
+        if isinstance(value, np.generic):
+            return [f"type({variable}) is {self.name(type(value), 'T')}"]
+        if isinstance(value, tuple | list):
+            checks = [f"type({variable}) is {type(value).__name__} and len({variable}) == {len(value)}"]
+            for i, part in enumerate(value):
+                checks += self.residual(part, slot[i] if isinstance(slot, tuple) else 0, f"{variable}[{i}]")
+            return checks
+        if value is None or value is Ellipsis:
+            return [f"{variable} is {value}"]
+        return [
+            f"type({variable}) is {self.name(type(value), 'T')} and {variable} == {self.name(value, 'K')}"
+        ]
+
+
+def unless(checks: Sequence[str]) -> list[str]:
+    """Lines that return None if a check fails."""
+    return [f"    if not ({' and '.join(checks)}):", "        return None"] if checks else []
 
 
 def same_memory(a: Any, b: Any) -> bool:
     """Whether two arrays are one, seen through two objects (as after a snapshot was loaded)."""
     return a is not None and b is not None and a.__array_interface__ == b.__array_interface__
-
-
-def residual_checks(
-    value: Any,
-    slot: Any,
-    variable: str,
-    checks: list[str],
-    seen: dict[int, str],
-    name: Callable[[Any, str], str],
-) -> None:
-    """Comparisons that make sure of a residual's kind. What has a slot is known by it, from its second time on."""
-    if isinstance(slot, int) and slot and isinstance(value, np.ndarray | np.generic | None):
-        if slot in seen:  # a leaf that was assigned to between two reads is two arrays
-            checks.extend(
-                [f"({variable} is {seen[slot]} or same({variable}, {seen[slot]}))"] if slot < 0 else []
-            )
-            return
-        seen[slot] = variable
-        if slot < 0:
-            return
-    if isinstance(value, np.ndarray):
-        checks.append(f"type({variable}) is ndarray and {variable}.shape == {name(value.shape, 'S')}")
-        checks.append(f"{variable}.dtype is {name(value.dtype, 'D')}")
-    elif isinstance(value, np.generic):
-        checks.append(f"type({variable}) is {name(type(value), 'T')}")
-    elif isinstance(value, tuple | list):
-        checks.append(f"type({variable}) is {type(value).__name__} and len({variable}) == {len(value)}")
-        for i, part in enumerate(value):
-            inner = slot[i] if isinstance(slot, tuple) else 0
-            residual_checks(part, inner, f"{variable}[{i}]", checks, seen, name)
-    elif value is None or value is Ellipsis:
-        checks.append(f"{variable} is {value}")
-    else:
-        checks.append(f"type({variable}) is {name(type(value), 'T')} and {variable} == {name(value, 'K')}")
