@@ -99,6 +99,43 @@ def test_what_is_counted_is_freed_with_its_segment():
     assert first() is None
 
 
+def test_a_segment_that_somebody_holds_is_empty_once_it_has_left_the_window():
+    tape = tg.CapacitorTape(2, weights="current", compile=False)
+    steps = recur(tape, [2] * 5)
+    next(steps)
+    held = tape.segments[0]
+    assert len(held) > 0
+    for _ in steps:
+        pass
+    assert (len(held), held.held, held._leaf_reads) == (0, False, [])
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_what_is_counted_while_a_segment_is_open_is_counted_again_when_it_has_grown(asks):
+    tape, w = tg.CapacitorTape(3, compile=False), tg.Variable(np.ones(10))
+    with tape:
+        y = tg.square(w * 2.0)
+        assert not asks or tape.nbytes == 80
+        loss = tg.sum(tg.square(y))
+        assert not asks or tape.nbytes == 160
+    assert (tape.nbytes, tape.peak_nbytes) == (160, 160)
+    assert tape.backward(loss)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_what_a_part_has_dropped_is_not_counted(asks):
+    tape, w = tg.CapacitorTape(4, compile=False), tg.Variable(np.ones(10))
+    brief = tape.capacitor(1)
+    for _ in range(4):
+        with tape:
+            y = tg.square(w * 2.0)
+            with brief:
+                z = tg.square(w * 3.0)
+        assert not asks or tape.nbytes
+        assert y.shape == z.shape
+    assert tape.nbytes == 4 * 80 + 80
+
+
 # -- temporaries that are written over -----------------------------------------------------------------
 
 RNG = np.random.default_rng(0)

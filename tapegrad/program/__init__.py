@@ -55,15 +55,16 @@ class Programs:
 
     def again(self, root: Any) -> Sweep | None:
         """The sweep for the loss `root` if everything goes on as in the sweep before; None, and nothing changed, if not."""
-        return None if self._replays is None else self._replays.again(root)  # type: ignore[no-any-return]
+        found: Sweep | None = None if self._replays is None else self._replays.again(root)
+        return found
 
     def source(self) -> str:
         """The programs as text."""
         if self.mode is False:
             return "# compile=False: swept by rules"
         if self.straight is not None:
-            return self.straight.source()
-        text = "" if self._replays is None else self._replays.source()
+            return str(self.straight.source())
+        text = "" if self._replays is None else str(self._replays.source())
         return text or "# no program yet: a segment is compiled when one like it has been recorded twice"
 
     @property

@@ -714,13 +714,18 @@ def merged(terms: Sequence[Term], graph: Any) -> tuple[Term, ...]:
     return tuple(made.values())
 
 
+def factors_of(term: Term, graph: Graph) -> Any:
+    """The factor of a term as an operand: 1 where it has none."""
+    return 1.0 if term.factor is None else Traced(graph, term.factor)
+
+
 def joint_term(a: Term, b: Term, graph: Graph) -> Term:
     """The sum of two terms of one array."""
     if a.factor is b.factor:
         return Term(a.ref, a.coefficient + b.coefficient, a.factor)
     if a.coefficient < 0 < b.coefficient:
         a, b = b, a
-    one, other = (1.0 if t.factor is None else Traced(graph, t.factor) for t in (a, b))
+    one, other = factors_of(a, graph), factors_of(b, graph)
     scaled = one if a.coefficient == 1.0 else one * a.coefficient
     size = abs(b.coefficient)
     other = other if size == 1.0 else other * size

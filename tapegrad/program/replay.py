@@ -223,7 +223,8 @@ EAGER: list[Any] = []  # not empty: whatever is made now is compiled now
 @contextlib.contextmanager
 def compiling_at_once() -> Iterator[list[Any]]:
     """A scope in which programs are compiled through Numba, too, as soon as they are made; yields those."""
-    EAGER.append(made := [])
+    made: list[Any] = []
+    EAGER.append(made)
     try:
         yield made
     finally:
@@ -427,8 +428,8 @@ class Replays:
             self.sight(segment)
         # From the oldest to the newest, so that neighbours sit side by side. Rings may be replaced on the way.
         for _ in range(ROUNDS):
-            found = [self.seat(segment) for segment in full]
-            if all(seat is segment.seat for seat, segment in zip(found, full, strict=True)):
+            seats = [self.seat(segment) for segment in full]
+            if all(seat is segment.seat for seat, segment in zip(seats, full, strict=True)):
                 break
         else:
             return False

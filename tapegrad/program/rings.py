@@ -21,7 +21,8 @@ def aligned(shape: Shape, dtype: Any) -> Array:
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.zeros(count + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + count].view(dtype).reshape(shape)
+    laid: Array = raw[start : start + count].view(dtype).reshape(shape)
+    return laid
 
 
 class Settled:

@@ -33,18 +33,17 @@ class Product:
 
     def formed(self) -> Array:
         """The gradient, an array that nobody else has."""
-        made = None
+        made: Any = None
         for left, delta in self.blocks:
             part = np.dot(left.T, delta)
             made = part if made is None else np.add(made, part, out=made)
-        assert made is not None
         for link in self.chain:
             if isinstance(link, float):
                 made = made * link
             else:
                 method, arguments = link
                 made = made.reshape(*arguments) if method == "reshape" else made.transpose(*arguments)
-        return made
+        return made  # type: ignore[no-any-return]
 
     def adds_to(self, dtype: Any) -> bool:
         """Whether BLAS can do `add_to` for an array of `dtype`."""
@@ -168,7 +167,7 @@ def blas_of(dtype: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
         BLAS[dtype] = None
         if dtype in (np.float32, np.float64):
             try:
-                from scipy.linalg import blas
+                from scipy.linalg import blas  # type: ignore[import-untyped]
             except ImportError:
                 pass
             else:

@@ -57,7 +57,7 @@ class Node:
         self.kind, self.detail, self.inputs = kind, detail, inputs
         self.shape, self.dtype, self.label = shape, dtype, label
         # Whether a cotangent goes into it.
-        self.dependent = kind == "cotangent" or any(n.dependent for n in inputs)
+        self.dependent: bool = kind == "cotangent" or any(n.dependent for n in inputs)
 
     @property
     def size(self) -> int:
@@ -130,6 +130,16 @@ class Traced:
 
     __slots__ = ("graph", "node")
     __array_priority__ = 2000
+    __hash__ = object.__hash__
+    # Defined below, one like the other.
+    __add__: Any
+    __radd__: Any
+    __sub__: Any
+    __rsub__: Any
+    __mul__: Any
+    __rmul__: Any
+    __truediv__: Any
+    __rtruediv__: Any
 
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node
@@ -188,6 +198,9 @@ class Traced:
         if ours is None:
             raise Untraceable(f"numpy.{function.__name__}")
         return ours(*args, **kwargs)
+
+    def __neg__(self) -> Traced:
+        return apply(self.graph, "negative", (self,))
 
     # -- views --------------------------------------------------------------------------------------
 
@@ -279,8 +292,6 @@ for symbol, name in {
     "gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal", "eq": "equal", "ne": "not_equal",
 }.items():  # fmt: skip
     setattr(Traced, f"__{symbol}__", operator(name))
-Traced.__neg__ = lambda self: apply(self.graph, "negative", (self,))  # type: ignore[attr-defined]
-Traced.__hash__ = object.__hash__  # type: ignore[method-assign,assignment]
 
 
 def item_view(a: Any, index: Any) -> Any:
@@ -337,7 +348,7 @@ def example(part: Any) -> Any:
     """An index of the same shape, within any bounds."""
     if not isinstance(part, Traced | np.ndarray | list):
         return part
-    if part.dtype.kind == "b" if not isinstance(part, list) else False:  # type: ignore[union-attr]
+    if not isinstance(part, list) and part.dtype.kind == "b":
         raise Untraceable("a mask selects a number of elements that depends on values")
     return np.zeros(np.shape(part) if isinstance(part, list) else part.shape, np.intp)
 
@@ -423,10 +434,12 @@ class Namespace:
         pieces = np.split(np.arange(a.shape[axis]), indices_or_sections)
         before = (slice(None),) * (axis % a.ndim)
         starts = np.cumsum([0, *(len(p) for p in pieces)]).tolist()
-        return [a[(*before, slice(i, j))] for i, j in itertools.pairwise(starts)]
+        indices = [(*before, slice(i, j)) for i, j in itertools.pairwise(starts)]
+        return [a[index] for index in indices]
 
     def take(self, a: Any, indices: Any, axis: int = 0) -> Any:
-        return self._of(a)[(*(slice(None),) * (axis % a.ndim), indices)]
+        index = (*(slice(None),) * (axis % a.ndim), indices)
+        return self._of(a)[index]
 
     def _of(self, a: Any) -> Traced:
         return a if isinstance(a, Traced) else Traced(self._graph, self._graph.lift(a))
