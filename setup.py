@@ -4,7 +4,7 @@ import pathlib
 
 from setuptools import setup
 
-PACKAGES = ["backend", "core", "data", "kernels", "nn", "ops", "optim", "render", "truncation"]
+PACKAGES = ["backend", "core", "data", "kernels", "nn", "ops", "optim", "program", "render", "truncation"]
 
 setup(
     name="tapegrad",
@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.10",
     install_requires=["numpy>=2.0"],
     extras_require={
+        "jit": ["numba", "scipy"],
         "viz": ["matplotlib"],
         "examples": ["matplotlib", "tqdm"],
         "test": ["pytest>=8"],

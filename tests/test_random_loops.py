@@ -306,7 +306,7 @@ def clip_to_one(pending):
 
 
 def only_the_largest(pending):
-    return dict([max(pending.items(), key=lambda item: np.abs(item[1]).max())]) if pending else pending
+    return dict([max(sorted(pending.items()), key=lambda item: np.abs(item[1]).max())]) if pending else pending
 
 
 JOINTS = {"pass": None, "half": 0.5, "drop": 0, "clip": clip_to_one, "largest": only_the_largest}
@@ -705,7 +705,7 @@ def same(a, b, exactly, single):
         return False
     scale = np.abs(b[finite]).max(initial=0.0)
     slack = SINGLE if single or b.dtype == np.float32 else DOUBLE
-    return bool(np.all(np.abs(a[finite] - b[finite]) <= slack * scale + slack / 100))
+    return bool(np.all(np.abs(a[finite] - b[finite]) <= slack * scale + slack / 10))
 
 
 # -- shortening ---------------------------------------------------------------------------------------------

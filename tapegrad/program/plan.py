@@ -642,7 +642,7 @@ def product_of(node: Node, graph: Graph) -> Core | None:
             return Core(node, transposed(a, graph), b, b.shape[0], False, ())
         if a.dependent and not b.dependent:  # a b = (bᵀ aᵀ)ᵀ
             return Core(node, b, a, a.shape[1], True, (("transpose", ((1, 0),)),))
-    if node.kind == "scatter" and node.inputs[0].kind == "zeros" and node.detail == (("array", 0),):
+    if node.kind == "scatter" and node.inputs[0].kind == "zeros" and node.label == "take":
         return picked(node, graph)
     if node.kind == "reduce" and node.detail[0] == "sum" and node.inputs[0].shape:
         (ct,) = node.inputs
@@ -670,7 +670,12 @@ def product_of(node: Node, graph: Graph) -> Core | None:
 
 
 def picked(node: Node, graph: Graph) -> Core | None:
-    """Rows that are added to a small table at positions: one-hot rows of the positions times what is added."""
+    """Rows that are added to a small table at positions: one-hot rows of the positions times what is added.
+
+    `take` has made sure of the positions; an index may count from the end.
+    """
+    if node.detail != (("array", 0),):
+        return None
     _, ct, positions = node.inputs
     table, rows = node.shape, positions.size
     if len(table) != 2 or table[0] > SMALL_TABLE or ct.shape != (rows, table[1]) or not ct.dependent:

@@ -290,7 +290,7 @@ class Replays:
             "rings": [[t.key, r.capacity, r.next, r.sweeps] for t, r in self.rings.items() if noted(t.key)],
             # A place, -1 for a segment that was counted and has none, None for one that was never looked at.
             "places": [
-                s.seat.place if s.seat else None if s.signature is None else -1 for s in self.tape._closed
+                s.seat.place if s.seat and s.entries else None if s.signature is None else -1 for s in self.tape._closed
             ],
         }
 
@@ -303,7 +303,7 @@ class Replays:
         self.seen = {now(key): count for key, count in state["seen"]}
         self.promised = {now(key): numbers for key, *numbers in state["rings"]}
         for segment, place in zip(self.tape._closed, state["places"], strict=True):
-            if place is None:
+            if place is None or not segment.entries:
                 continue
             segment.signature = key = signature(segment.entries, segment.first)
             if place < 0:

@@ -105,7 +105,7 @@ class Rings:
 
     def joint(self, number: int, shape: Shape, dtype: Any) -> Array:
         """Cotangents of value `number` from before a segment, by how many joints were crossed before it."""
-        key = ("joint", number)
+        key = ("joint", number, np.dtype(dtype))
         if key not in self.arrays:
             self.arrays[key] = aligned((self.capacity, *shape), dtype)
         return self.arrays[key]
