@@ -28,6 +28,7 @@ FILES = [
     "mlp",
     "kernels",
     "outer_product",
+    "products",
     "window",
     "chunk",
     "tolerance",

@@ -314,7 +314,7 @@ class Replays:
             rings, before = self.rings[template], template.match(segment.entries, segment.first)
             assert before is not None, "an entry was not restored as it was"
             rings.holders[place] = segment
-            segment.seat = Seat(rings, place, before)
+            segment.seat, segment.swept_by = Seat(rings, place, before), self
             segment.seat.follow(self.older(segment))
 
     # -- seats ---------------------------------------------------------------------------------------
