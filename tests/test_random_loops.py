@@ -306,7 +306,9 @@ def clip_to_one(pending):
 
 
 def only_the_largest(pending):
-    return dict([max(sorted(pending.items()), key=lambda item: np.abs(item[1]).max())]) if pending else pending
+    return (
+        dict([max(sorted(pending.items()), key=lambda item: np.abs(item[1]).max())]) if pending else pending
+    )
 
 
 JOINTS = {"pass": None, "half": 0.5, "drop": 0, "clip": clip_to_one, "largest": only_the_largest}
@@ -328,6 +330,8 @@ def write(seed):
         r.choice([(2, 3), (2, 3), (1, 4), (3,), (), (3, 2), (1, 3)])
         for _ in range(r.choice([1, 1, 1, 2, 2, 3]))
     ]
+    if r.random() < 0.3:
+        states = states[:1] * len(states)
     single = r.random() < 0.15
     bodies, ends = [], []
     for _ in range(r.choice([1, 1, 1, 2, 2, 3])):
@@ -345,12 +349,14 @@ def write(seed):
         "sightings": r.choice([1, 1, 2]),
     }
     steps = [a_step(r, len(bodies), kind) for _ in range(r.choice([6, 10, 16, 24]))]
+    swaps = r.random() < 0.2
     loss = r.choice(
         [(("end", 1, None),), (("sum", 0, None),), TWO, (("square", 1, None),), (("value", 0, 1.0),)]
     )
     for i in range(len(steps)):  # most steps are alike
         if r.random() < 0.9:
-            steps[i] = (r.choice([0, 0, 0, 0, 1]) % len(bodies), loss if r.random() < 0.95 else (), ())
+            event = ("swap",) if swaps and r.random() < 0.3 else ()
+            steps[i] = (r.choice([0, 0, 0, 0, 1]) % len(bodies), loss if r.random() < 0.95 else (), event)
     return Loop(
         seed, (kind, *schedule), states=states, bodies=bodies, ends=ends, steps=steps, single=single, **plan
     )
@@ -381,6 +387,7 @@ EVENTS = [
     "deepcopy",
     "gap",
     "twice",
+    "swap",
 ]
 
 
@@ -574,6 +581,8 @@ class Run:
                 for name, p in self.leaves.items():
                     p = copy.deepcopy(p) if event == "deepcopy" else p
                     self.see(f"{event} {name}", p.grad)
+            elif event == "swap" and len(set(self.loop.states)) == 1:
+                self.states = self.states[::-1]
             elif event == "gap":
                 self.gap()
             elif event == "twice" and self.memory:

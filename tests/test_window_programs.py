@@ -646,6 +646,46 @@ def test_a_loss_that_waits_for_a_part_keeps_old_segments_in_place():
         close(a, b)
 
 
+@pytest.mark.parametrize("window", [3, 6])
+@pytest.mark.parametrize("period", [1, 2, 3, 5])
+@pytest.mark.parametrize("what", ["exchanged", "held back", "merged"])
+def test_states_may_be_exchanged_between_segments_that_are_alike(what, period, window):
+    """The segments have one signature; where they find what they read is another matter."""
+
+    def run(compile):
+        u, v = tg.Variable(np.array([0.9, 1.1])), tg.Variable(np.array([0.7, -0.8]))
+        p, q = tg.Variable(np.ones(2)), tg.Variable(np.full(2, 0.5))
+        tape, old, found = tg.CapacitorTape(window, compile=compile), p, []
+        for t in range(24):
+            with tape:
+                new_p, new_q = tg.tanh(p * u + q), tg.sin(q * v)
+                loss = tg.sum(new_p * new_p)
+            sweep = tape.backward(loss)
+            found.append(
+                [
+                    sweep.gradients[u],
+                    sweep.gradients[v],
+                    *sweep.left_edge.values(),
+                    np.array(sweep.joint_norms),
+                ]
+            )
+            now = t % period == 0
+            if what == "exchanged":
+                p, q = (new_q, new_p) if now else (new_p, new_q)
+            elif what == "held back":
+                p, q, old = (old, new_q, new_p) if now else (new_p, new_q, new_p)
+            else:
+                p, q = (new_p, new_p) if now else (new_p, new_q)
+        return found
+
+    for came, right in zip(run("numpy"), run(False), strict=True):
+        for a, b in zip(came[:2] + came[-1:], right[:2] + right[-1:], strict=True):
+            close(a, b)
+        assert sorted(map(np.linalg.norm, came[2:-1])) == pytest.approx(
+            sorted(map(np.linalg.norm, right[2:-1]))
+        )
+
+
 def test_a_new_sequence_after_reset_starts_with_fresh_places():
     def run(compile):
         model, tape, found = Model(), tg.CapacitorTape(WINDOW, compile=compile), []
