@@ -634,7 +634,7 @@ class Run:
         for name, p in leaves or self.leaves.items():
             self.see(f"gradient of {name}", (p in sweep.gradients, self.keep(sweep.gradients[p])))
         edge = sweep.left_edge
-        self.see("left edge", sorted(np.abs(ct).sum() for ct in edge.values()))
+        self.see("left edge", np.sort([float(np.abs(ct).sum()) for ct in edge.values()]))
         self.see("joint norms", np.array(sweep.joint_norms))
         for i, v in enumerate([*states, *self.held] if states else [*self.states, *self.held]):
             if v in edge:
@@ -648,7 +648,8 @@ class Run:
             for segment in self.tape.segments:
                 cts = {slot - segment.first: ct for slot, ct in segment.adjoints.by_slot.items()}
                 self.see(
-                    f"adjoints of segment {segment.index}", sorted(np.abs(ct).sum() for ct in cts.values())
+                    f"adjoints of segment {segment.index}",
+                    np.sort([float(np.abs(ct).sum()) for ct in cts.values()]),
                 )
                 for i, v in enumerate([*self.states, *self.memory, *roots]):
                     if v in segment.adjoints:
@@ -714,7 +715,7 @@ def same(a, b, exactly, single):
         return False
     scale = np.abs(b[finite]).max(initial=0.0)
     slack = SINGLE if single or b.dtype == np.float32 else DOUBLE
-    return bool(np.all(np.abs(a[finite] - b[finite]) <= slack * scale + slack / 10))
+    return bool(np.all(np.abs(a[finite] - b[finite]) <= slack * scale + slack))
 
 
 # -- shortening ---------------------------------------------------------------------------------------------

@@ -176,7 +176,9 @@ class CapacitorTape(Tape):
 
     def _evict(self, strict: bool) -> None:
         """Drop what is beyond its window or forgotten, but for what a loss still needs: that is an error if `strict`."""
-        leaving = [pair for clock in self._clocks for pair in clock.leaving()]
+        leaving = self._clocks[0].leaving()
+        for clock in self._clocks[1:]:
+            leaving += clock.leaving()
         if not leaving:
             return
         for segment, span in leaving:
@@ -242,7 +244,7 @@ class CapacitorTape(Tape):
                     f"  Each loss counts once: call tape.sweep() to sweep now."
                 )
         for segment, loss in handed_in:
-            segment.losses.append(loss)
+            segment.losses = [*segment.losses, loss]
         due = [clock for clock in self._clocks if clock.schedule.due(clock.now, clock.swept)]
         if not due or not self._waiting(due):
             self._wanted += wanted

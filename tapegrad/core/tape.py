@@ -30,11 +30,12 @@ class Segment:
     `first` lies below every slot issued for its entries and above every slot issued before.
     """
 
+    guarded: list[Guarded] | tuple[()] = ()  # one per entry on a guarded tape
+
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.first = next_slot()
         self.entries: list[Entry] = []
-        self.guarded: list[Guarded] = []  # one per entry on a guarded tape
 
     def check(self, tape: str) -> None:
         """Raise if an array that a guarded entry keeps has been changed."""
@@ -257,5 +258,8 @@ class Tape:
     # -- guarding --------------------------------------------------------------------------------
 
     def _append_guarded(self, entry: Entry) -> None:
-        self._segment.guarded.append(Guarded.now(entry))
-        self._segment.entries.append(entry)
+        segment = self._segment
+        if isinstance(segment.guarded, tuple):
+            segment.guarded = []
+        segment.guarded.append(Guarded.now(entry))
+        segment.entries.append(entry)

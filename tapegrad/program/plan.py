@@ -131,6 +131,12 @@ class Group:
     rows: int
     lefts: list[tuple[Node | None, int]] = field(default_factory=list)
     targets: list[tuple[int, int, tuple[Any, ...]]] = field(default_factory=list)
+    twin: int = 0  # how many groups before it in the plan are like it in all but the cotangent
+
+    @property
+    def key(self) -> Any:
+        """Groups of one signature with the same residuals are one, whichever program they come from."""
+        return (tuple(id(left) for left, _ in self.lefts), self.delta.shape, repr(self.targets), self.twin)
 
     @property
     def width(self) -> int:
@@ -187,6 +193,8 @@ class Planner:
                 self.settle(slot, cores[i])
             elif slot < 0:
                 self.accumulate(slot, node)
+        for i, group in enumerate(self.plan.groups):
+            group.twin = sum(other.key == (*group.key[:-1], other.twin) for other in self.plan.groups[:i])
         self.plan.bare = frozenset(at for at, node in trace.adjoints.items() if node.kind == "cotangent")
         self.leave([(slot, node) for slot, node in trace.contributions if slot > 0])
 

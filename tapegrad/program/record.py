@@ -435,4 +435,8 @@ def ops_on_live_arrays() -> Iterator[None]:
 
 def opaque(p: Any) -> bool:
     """Whether an op's body is a kernel, looks at elements, or is a user's: then it is one node."""
-    return p.reference is not None or p.name in ("take",) or not (p.body.__module__ or "").startswith("tapegrad.ops.")
+    return (
+        p.reference is not None
+        or p.name in ("take",)
+        or not (p.body.__module__ or "").startswith("tapegrad.ops.")
+    )

@@ -290,7 +290,8 @@ class Replays:
             "rings": [[t.key, r.capacity, r.next, r.sweeps] for t, r in self.rings.items() if noted(t.key)],
             # A place, -1 for a segment that was counted and has none, None for one that was never looked at.
             "places": [
-                s.seat.place if s.seat and s.entries else None if s.signature is None else -1 for s in self.tape._closed
+                s.seat.place if s.seat and s.entries else None if s.signature is None else -1
+                for s in self.tape._closed
             ],
         }
 
@@ -413,6 +414,7 @@ class Replays:
             self.steady = None
             for segment in steady.window():
                 segment.adjoints = copied(steady.adjoints_of(segment) or {})
+            self.release()  # it knows who sat where, and a seat may be given away now
         if tape.recording or tape.weights == "replay":
             return False
         joints = Joints(window, clocks, tape.joint)
@@ -465,7 +467,8 @@ class Replays:
             return None
         inside = {id(rings) for rings, _ in body.groups} <= {id(rings) for rings, _ in head.groups}
         complete = set(dict(body.program.feeds or {}).values()) <= set(head.leaving)
-        if not inside or not complete or newest.seat.link is None:
+        link = newest.seat.link
+        if not inside or not complete or link is None or (count > 1 and window[-2].seat.link != link):
             return None
         made = Steady(self, newest, position, head, body)
         made.count = len(window)
@@ -542,7 +545,7 @@ class Steady:
             return None
         before = rings.template.match(entries, segment.first)
         link, computed, previous = self.link, older.entries, older.seat
-        if before is None or previous.run < count - 2:
+        if before is None or previous.run < count - 2 or (count > 2 and previous.link != link):
             return None
         for at, slot in zip(link, before, strict=True):
             if computed[at][OUT] != slot:

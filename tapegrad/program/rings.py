@@ -40,11 +40,6 @@ class Settled:
         self.filled: list[Any] = [None] * len(delta)
 
 
-def group_key(group: Group) -> Any:
-    """Groups of one signature with the same residuals are one, whichever program they come from."""
-    return (tuple(id(left) for left, _ in group.lefts), group.delta.shape, repr(group.targets))
-
-
 class Rings:
     """Places 0 … capacity - 1, and arrays with a first axis of that length.
 
@@ -87,12 +82,12 @@ class Rings:
         if value.place == "factor":
             return self.array(value.key, value.shape, value.dtype)
         group = next((g for g in plan.groups if g.delta is value), None)
-        key = ("delta", group_key(group)) if group else ("delta", value)
+        key = ("delta", group.key) if group else ("delta", value)
         return self.array(key, value.shape, value.dtype)
 
     def group(self, group: Group) -> Settled:
         """The two rings of a group: what is multiplied, and with what."""
-        key = group_key(group)
+        key = group.key
         held = self.settled.get(key)
         if held is None:
             delta = self.array(("delta", key), group.delta.shape, group.delta.dtype)
