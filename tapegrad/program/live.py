@@ -276,7 +276,7 @@ class Live(Traced):
             self.graph.refuse(f"{what} takes elements out of what is compiled")
         return np.asarray(self.elements)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))])
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -417,7 +417,7 @@ for symbol, name in {
 }.items():  # fmt: skip
     setattr(Live, f"__{symbol}__", operator(name))
     setattr(Live, f"__r{symbol}__", operator(name, swapped=True))
-Live.__hash__ = object.__hash__  # type: ignore[method-assign]
+Live.__hash__ = object.__hash__  # type: ignore[assignment]
 
 
 def user_line() -> str:
