@@ -26,7 +26,7 @@ ORDER = [
     [
         "program.chance", "program.signature", "program.settle", "program.blocks", "program.trace", "program.exact", "program.live",
         "program.record", "program.plan", "program.loops", "program.rings", "program.emit_numpy", "program.emit_numba",
-        "program.interpreter", "program.statements", "program.function", "program.replay", "program", "program.warm",
+        "program.interpreter", "program.statements", "program.function", "program.seats", "program.walk", "program.steady", "program.replay", "program", "program.warm",
     ],
     [
         "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.real_time", "truncation.tolerance",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ArgumentError, describe
 from ..kernels import choice
-from . import replay
+from .seats import compiling_at_once
 
 STEPS = (
     5  # the first has another signature, the third is the second sighting of the others, the fourth a loop
@@ -37,7 +37,7 @@ def warmup(
     started = time.perf_counter()
     report: dict[str, Any] = dict(choice.warmup(**({} if dtypes is None else {"dtypes": dtypes})))
     if step is not None:
-        with replay.compiling_at_once() as made:
+        with compiling_at_once() as made:
             for _ in range(steps):
                 step()
         report["programs"] = {"count": len(made), "seconds": sum(made)}
