@@ -1365,7 +1365,7 @@ def test_the_programs_go_everywhere():
         "several passes": 10,
         "re-run": 100,
         "state at the edge": 100,
-        "straight": 500,
+        "straight": 300,
         "sweep by programs": 250,
         "loop": 100,
         "sweep as before": 30,

@@ -27,7 +27,7 @@ class Adjoints:
     def __init__(self, keep: Iterable[Variable] = (), *, record: bool = False) -> None:
         self.sums: dict[int, Any] = {}
         self.owned: set[int] = set()  # in a recorded sweep nothing is: a sum may be a Variable
-        self.kept: dict[int, Any] = {v._slot: None for v in keep}
+        self.kept: dict[int, Any] = {v._slot: None for v in keep} if keep else {}
         self.record = record
 
     def add(self, slot: int, contribution: Any) -> None:
