@@ -1367,8 +1367,8 @@ def test_the_programs_go_everywhere():
         "state at the edge": 100,
         "straight": 300,
         "sweep by programs": 250,
-        "loop": 100,
-        "sweep as before": 30,
+        "loop": 50,
+        "sweep as before": 15,
     }.items():
         assert tally.get(what, 0) >= least, (what, tally)
     programs = [write(seed) for seed in range(300)]

@@ -849,7 +849,7 @@ def test_many_more_random_loops(chunk):
 
 def test_the_random_loops_go_every_way(monkeypatch):
     tally = counted(monkeypatch)
-    seeds = range(2000, 2060)
+    seeds = range(2000, 2100)
     check(seeds, "numpy")
     assert tally["run", True] > 120 and tally["run", False] > 20, tally
     assert tally["loop", True] > 25, tally

@@ -401,6 +401,68 @@ def test_a_learner_goes_the_same_way(optimizer, weights, flat):
         close(came, right, 1e-7 if optimizer == "adam" else 1e-10)
 
 
+@pytest.mark.parametrize("weights", ["recorded", "current"])
+@pytest.mark.parametrize(
+    "order",
+    ["step, read", "read, step", "step twice", "step, no zero", "two optimizers", "step, sweep, read"],
+)
+def test_a_gradient_that_went_straight_to_the_weights_can_still_be_read(order, weights):
+    def run(compile):
+        model, tape, found = Model(nn.RNNCell), tg.CapacitorTape(WINDOW, weights=weights, compile=compile), []
+        params = model.parameters()
+        optimizer, other = optim.SGD(params, 0.1), optim.SGD(params[:2], 0.05)
+        for t, _ in enumerate(sweeps_of(tape, model, 14)):
+            if order == "read, step":
+                found += [p.grad.copy() for p in params]
+            optimizer.step()
+            if order == "step twice":
+                optimizer.step()
+            if order == "two optimizers":
+                other.step()
+            if order in ("step, read", "step twice", "two optimizers") or (
+                order == "step, sweep, read" and t % 3 == 2
+            ):
+                found += [p.grad.copy() for p in params]
+            if order not in ("step, no zero", "step, sweep, read") or t % 3 == 2:
+                optimizer.zero_grad()
+            found += [p.value.copy() for p in params]
+        return found
+
+    for came, right in zip(run("numpy"), run(False), strict=True):
+        close(came, right, 1e-11)
+
+
+def test_a_weight_that_a_recording_or_the_user_holds_is_not_written_to_by_a_step():
+    model, tape, held = Model(nn.RNNCell), tg.CapacitorTape(WINDOW), []
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    for t, _ in enumerate(sweeps_of(tape, model, 30)):
+        if t % 3 == 0:
+            held += [(p.value, p.value.copy()) for p in model.parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+    for value, then in held:
+        np.testing.assert_array_equal(value, then)
+
+
+def test_a_joint_that_is_replaced_between_two_sweeps_counts_from_then_on():
+    def run(compile):
+        w, h, found = tg.Variable(np.array([0.9, 1.1])), tg.constant(np.ones(2)), []
+        tape = tg.CapacitorTape(WINDOW, compile=compile)
+        for t in range(24):
+            tape.joint = [None, 0.5, None, clip][t // 6]
+            with tape:
+                h = tg.tanh(h * w)
+                loss = tg.sum(h)
+            found.append(tape.backward(loss).gradients[w])
+        return found
+
+    def clip(pending):
+        return {slot: np.clip(ct, -0.1, 0.1) for slot, ct in pending.items()}
+
+    for came, right in zip(run("numpy"), run(False), strict=True):
+        close(came, right)
+
+
 def test_a_gradient_that_is_not_finite_is_refused_and_nothing_is_updated():
     model, tape = Model(nn.RNNCell), tg.CapacitorTape(3)
     optimizer, state = optim.SGD(model.parameters(), 0.1), model.start()
