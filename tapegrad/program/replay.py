@@ -37,7 +37,7 @@ PATHS_KEPT = 16  # signatures that one tape holds rings for
 
 
 class Replays:
-    """The programs of one tape. `mode`: True, or "exact"."""
+    """The programs of one tape. `mode`: True, "numpy" or "numba"."""
 
     def __init__(self, tape: Any, mode: Any) -> None:
         self.tape, self.mode = tape, mode
@@ -287,7 +287,7 @@ class Replays:
     def again(self, root: Any) -> Sweep | None:
         """The sweep for the loss `root`, if it is due and all goes on as in the sweep before; else None."""
         tape, steady = self.tape, self.steady
-        if steady is None or tape._owner is not None or tape._wanted:
+        if steady is None or tape._owner is not None or tape._wanted or tape.joint is not None:
             return None
         clock: Clock = tape._clocks[0]
         if not clock.schedule.due(clock.now, clock.swept) or tape._closed[-1].index != clock.now:
