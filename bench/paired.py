@@ -110,6 +110,12 @@ def write(name: str, results: object, quick: bool = False) -> None:
     print(f"\nwritten: {path.relative_to(ROOT)}")
 
 
+def written(name: str) -> dict[str, object]:
+    """The results that bench/results/NAME.json holds."""
+    results: dict[str, object] = json.loads((RESULTS / f"{name}.json").read_text())["results"]
+    return results
+
+
 def figure_of(name: str, quick: bool = False) -> pathlib.Path:
     """Where an experiment's plot goes."""
     path = ROOT / ("runs" if quick else "docs/figures") / f"{name}.png"

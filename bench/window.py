@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
 import paired  # isort: skip (it pins the threads)
@@ -51,9 +52,11 @@ def main() -> None:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes"
     )
+    parser.add_argument("--add", action="store_true", help="to the works that the results hold already")
     options = parser.parse_args()
     numpy_only = os.environ.get("TAPEGRAD_KERNELS") == "numpy"
-    results: dict[str, Any] = {}
+    name = "window_numpy" if numpy_only else "window"
+    results: dict[str, Any] = paired.written(name) if options.add else {}
     for work in WORKS:
         if options.only in work.title:
             rounds = 3 if options.quick or work.hidden >= LARGE else options.rounds
@@ -62,8 +65,10 @@ def main() -> None:
             )
             contest.show(work.title, found)
             results[work.title] = {**found, "error_against_recorded": error_of_policies(work)}
-            quick = options.quick or bool(options.only)  # what is done is written before the next begins
-            paired.write("window_numpy" if numpy_only else "window", results, quick)
+            quick = options.quick or (bool(options.only) and not options.add)
+            paired.write(name, results, quick)  # what is done is written before the next begins
+            if "torch._dynamo" in sys.modules:  # it compiles a function a few times only
+                sys.modules["torch._dynamo"].reset()
 
 
 # -- who takes part --------------------------------------------------------------------------------

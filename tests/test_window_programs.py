@@ -796,6 +796,9 @@ def test_old_versions_of_the_weights_are_let_go(weights):
     assert alive <= (2 * WINDOW + 2 if weights == "recorded" else 1)
 
 
+SLACK = 15_000  # bytes: which arrays are spare at the moment differs from step to step
+
+
 @pytest.mark.parametrize("compile", ["numpy", True])
 @pytest.mark.parametrize("read", [False, True])
 def test_a_long_run_takes_no_more_memory_than_a_short_one(read, compile):
@@ -830,8 +833,8 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(read, compile):
         end, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert end - start < 4000, (start, end)
-    assert peak_of_many < peak_of_few + 4000, (peak_of_few, peak_of_many)
+    assert end - start < SLACK, (start, end)  # one object a step would be 30,000
+    assert peak_of_many < peak_of_few + SLACK, (peak_of_few, peak_of_many)
 
 
 def test_a_tape_that_is_let_go_lets_its_rings_go():
