@@ -151,7 +151,8 @@ def lstm_sequence_by_ops(xs: Any, h: Any, c: Any, w_x: Any, w_h: Any, b: Any) ->
 
 
 def lstm_sequence_pullback(ct, active, xs, w_x, w_h, h_before, c_before, gates, tanh_cs):
-    ct_z, ct_h, ct_c = choice.lstm_sequence_pullback(*ct, c_before, gates, tanh_cs, w_h)
+    ct_hs, ct_h, ct_c = ct
+    ct_z, ct_h, ct_c = choice.lstm_sequence_pullback(ct_hs, ct_h, ct_c, c_before, gates, tanh_cs, w_h)
     return (
         (rows(ct_z) @ w_x.T).reshape(xs.shape) if active[0] else None,
         ct_h,
@@ -266,7 +267,8 @@ def gru_sequence_by_ops(xs: Any, h: Any, w_x: Any, w_h: Any, b: Any, b_h: Any) -
 
 
 def gru_sequence_pullback(ct, active, xs, w_x, w_h, h_before, gates, inner):
-    ct_x, ct_h, ct_first = choice.gru_sequence_pullback(*ct, h_before, gates, inner, w_h)
+    ct_hs, ct_last = ct
+    ct_x, ct_h, ct_first = choice.gru_sequence_pullback(ct_hs, ct_last, h_before, gates, inner, w_h)
     return (
         (rows(ct_x) @ w_x.T).reshape(xs.shape) if active[0] else None,
         ct_first,
@@ -365,7 +367,8 @@ def rnn_sequence_by_ops(xs: Any, h: Any, w_x: Any, w_h: Any, b: Any) -> tuple[An
 
 
 def rnn_sequence_pullback(ct, active, xs, w_x, w_h, hs, h_before):
-    ct_z, ct_first = choice.rnn_sequence_pullback(*ct, hs, w_h)
+    ct_hs, ct_last = ct
+    ct_z, ct_first = choice.rnn_sequence_pullback(ct_hs, ct_last, hs, w_h)
     return (
         (rows(ct_z) @ w_x.T).reshape(xs.shape) if active[0] else None,
         ct_first,
