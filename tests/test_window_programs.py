@@ -796,7 +796,7 @@ def test_old_versions_of_the_weights_are_let_go(weights):
     assert alive <= (2 * WINDOW + 2 if weights == "recorded" else 1)
 
 
-SLACK = 15_000  # bytes: which arrays are spare at the moment differs from step to step
+SLACK = 40_000  # bytes: which arrays are spare at the moment differs from step to step
 
 
 @pytest.mark.parametrize("compile", ["numpy", True])
@@ -827,13 +827,13 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(read, compile):
         go(50)
         _, peak_of_few = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
-        go(600)
+        go(1500)
         _, peak_of_many = tracemalloc.get_traced_memory()
         gc.collect()
         end, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert end - start < SLACK, (start, end)  # one object a step would be 30,000
+    assert end - start < SLACK, (start, end)  # one object a step would be twice that
     assert peak_of_many < peak_of_few + SLACK, (peak_of_few, peak_of_many)
 
 
