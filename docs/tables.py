@@ -337,7 +337,74 @@ def products(results: dict[str, Any]) -> str:
 
 
 # NAME of a table: the file of its results, and what makes it of them.
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+# The goals that the project set itself (against the best of each peer), and where the results say what came of them.
+SIZES = ["lstm, batch 1, hidden 64, window 20", "lstm, batch 1, hidden 128, window 20",
+         "lstm, batch 16, hidden 256, window 20", "lstm, batch 32, hidden 512, window 35"]  # fmt: skip
+PYTORCHS = ["PyTorch", "PyTorch, torch.compile", "PyTorch, forum's retained graphs"]
+BUILT_IN, PLAIN = "tapegrad built-in, current", "tapegrad plain ops, current"
+
+
+def goals(results: dict[str, Any]) -> str:
+    """What was aimed at, what was measured, and whether it was reached."""
+    rows = []
+    for what, sign, goal, found in reached(results):
+        met = found is not None and (found >= goal if sign == "≥" else found <= goal)
+        rows.append([what, f"{sign} {goal:g}", NONE if found is None else rounded(found), "yes" if met else "**no**"])
+    return table(["", "goal", "measured", "reached"], rows)
+
+
+def reached(results: dict[str, Any]) -> Iterable[tuple[str, str, float, float | None]]:
+    """(what, ≥ or ≤, goal, measured) of every goal."""
+    window, chunk, floors, ops = (results[name] for name in ("window", "chunk", "floor", "per_op"))
+
+    def faster(work: str, contender: str, *peers: str) -> float | None:
+        row = window[work]["rows"].get(contender, {}).get("faster_than", {})
+        return min((row[p]["median"] for p in peers if p in row), default=None)
+
+    small, wide = ops["chain, 64 float32"]["tapegrad_over"], ops["chain, 65536 float32"]["tapegrad_over"]
+    yield "an op, 64 floats: time over PyTorch", "≤", 0.40, small["PyTorch"]["median"]
+    yield "an op, 64 floats: time over HIPS autograd", "≤", 0.12, small["autograd"]["median"]
+    yield "an op, 64 floats: time over NumPy by hand", "≤", 2.0, small["by hand"]["median"]
+    yield "an op, 65,536 floats: time over PyTorch", "≤", 0.85, wide["PyTorch"]["median"]
+    for work, torch, jax in zip(SIZES, (15, 7, 1.5, 1.8), (8, 6, 2.3, 2), strict=True):
+        yield f"{work}, built-in: × PyTorch's best", "≥", torch, faster(work, BUILT_IN, *PYTORCHS)
+        yield f"{work}, built-in: × JAX", "≥", jax, faster(work, BUILT_IN, "JAX")
+    last = floors[SIZES[-1]]["over_the_floor"]["tapegrad built-in, current"]["median"]
+    yield f"{SIZES[-1]}, built-in: time over the floor", "≤", 1.15, last
+    for kind, aims in (("NumPy", (4, 3.5, 1.45)), ("Numba", (7, 4.5, 1.45))):
+        for work, goal in zip(SIZES, aims, strict=False):
+            contender = f"{PLAIN}, {kind} programs"
+            yield f"{work}, plain ops through {kind}: × PyTorch's best", "≥", goal, faster(work, contender, *PYTORCHS)
+    yield f"{SIZES[-1]}, plain ops: × PyTorch's best", "≥", 1.7, faster(SIZES[-1], PLAIN, *PYTORCHS)
+    for work in ("gru, batch 1, hidden 64, window 20", "lstm2, batch 1, hidden 64, window 20"):
+        yield f"{work}, plain ops: × PyTorch's best", "≥", 4, faster(work, PLAIN, *PYTORCHS)
+    for work, goal in zip(SIZES, (0.5, 0.35, 0.75, 0.75), strict=True):
+        times = [window[work]["rows"][f"tapegrad built-in, {policy}"]["ms"] for policy in ("current", "recorded")]
+        yield f"{work}: speed of `recorded` over `current`", "≥", goal, times[0] / times[1]
+    for work, goal in (("chunks of 35, batch 32, hidden 256", 1.0), ("chunks of 50, batch 1, hidden 128", 1.3)):
+        row = chunk[work]["rows"]["tapegrad, lstm_sequence"]["faster_than"]
+        yield f"{work}, `lstm_sequence`: × nn.LSTM", "≥", goal, row["PyTorch"]["median"]
+    mlp = results["mlp"]["compiled_over"]
+    yield "an MLP's step of SGD, compiled: × PyTorch", "≥", 2.5, 1 / mlp["PyTorch"]["median"]
+    yield "the same: time over NumPy by hand", "≤", 1.7, mlp["by hand"]["median"]
+    scalars = [found["over_compiled"] for name, found in results["scalar"].items() if name != "arrays"]
+    yield "10,000 scalar ops, compiled: × XAD, the least of three", "≥", 25, min(f["XAD"]["median"] for f in scalars)
+    yield "the same: × PyTorch", "≥", 250, min(f["PyTorch"]["median"] for f in scalars)
+    learners = results["time_to_bits"]["learners"]
+    ours = min(found["ms_a_sweep"] for name, found in learners.items() if name.startswith("tapegrad"))
+    theirs = min(found["ms_a_sweep"] for name, found in learners.items() if name.startswith("PyTorch"))
+    yield "the main job on 2 threads: × PyTorch's best", "≥", 1.5, theirs / ours
+    yield "compiling all kernels, s", "≤", 10, results["kernels"]["compiling"]["cold"]["float32"]
+    ends = results["tolerance"]["eps"]["0.001"]
+    yield "`Tolerance(1e-3)`: × fewer backward steps", "≥", 3, ends["fewer_steps"]
+    yield "the same: error of the gradient, 99 %, in thousandths", "≤", 1, ends["error_99"] * 1e3
+    yield "the same: median error, in thousandths", "≤", 1, ends["error_median"] * 1e3
+
+
+AIMED_AT = ("window", "chunk", "floor", "per_op", "mlp", "scalar", "time_to_bits", "kernels", "tolerance")
+
+TABLES: dict[str, tuple[str | tuple[str, ...], Callable[[dict[str, Any]], str]]] = {
+    "goals": (AIMED_AT, goals),
     "glance": ("window", glance),
     "glance_numpy": ("window_numpy", glance),
     "window_ways": ("window", ways),
@@ -371,11 +438,17 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def made(name: str, folder: pathlib.Path = RESULTS) -> str:
     """The table `name`, with what its figures cannot be read without; a line if nothing was measured."""
     source, make = TABLES[name]
-    path = folder / f"{source}.json"
-    if not path.exists():
-        return f"\nNot measured yet: there is no `bench/results/{source}.json`.\n\n"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return f"\n{make(found['results'])}\n{measured(found)}\n"
+    sources = (source,) if isinstance(source, str) else source
+    paths = [folder / f"{s}.json" for s in sources]
+    for path in paths:
+        if not path.exists():
+            return f"\nNot measured yet: there is no `bench/results/{path.name}`.\n\n"
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if isinstance(source, str):
+        return f"\n{make(found[0]['results'])}\n{measured(found[0])}\n"
+    by_source = {s: f["results"] for s, f in zip(sources, found, strict=True)}
+    _, _, on = measured(found[0]).partition("`, ")
+    return f"\n{make(by_source)}\nBy the commands of the tables below, {on}\n"
 
 
 def filled(text: str, folder: pathlib.Path = RESULTS) -> str:
