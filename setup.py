@@ -17,6 +17,8 @@ setup(
     install_requires=["numpy>=2.0"],
     extras_require={
         "jit": ["numba", "scipy"],
+        "cuda12": ["cupy-cuda12x", "numba-cuda[cu12]", "scipy"],
+        "cuda13": ["cupy-cuda13x", "numba-cuda[cu13]", "scipy"],
         "viz": ["matplotlib"],
         "examples": ["matplotlib", "tqdm"],
         "test": ["pytest>=8"],

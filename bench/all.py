@@ -29,6 +29,7 @@ FILES = [
     "kernels",
     "outer_product",
     "products",
+    "convolve",
     "window",
     "chunk",
     "tolerance",

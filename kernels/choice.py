@@ -152,7 +152,7 @@ def lstm_sequence_pullback(
     ct_z, ct_h, ct_c = np.empty_like(gates), np.array(ct_h, order="C"), np.array(ct_c, order="C")
     whole = LSTM_SEQUENCE_PULLBACK[dtype] if len(ct_h) == 1 else None
     if whole is not None:
-        whole(in_order(ct_hs, dtype), c_before, gates, tanh_cs, w_h, ct_z, ct_h, ct_c)
+        whole(in_order(ct_hs, dtype), c_before, gates, tanh_cs, in_order(w_h, dtype), ct_z, ct_h, ct_c)
         return ct_z, ct_h, ct_c
     kernel, back = LSTM_PULLBACK[dtype], cpu.transposed_products(w_h, len(ct_h))
     for t in range(len(gates) - 1, -1, -1):
@@ -235,7 +235,7 @@ def gru_sequence_pullback(
     ct_x, ct_h, ct = np.empty_like(gates), np.empty_like(gates), np.array(ct, order="C")
     whole = GRU_SEQUENCE_PULLBACK[dtype] if len(ct) == 1 else None
     if whole is not None:
-        whole(in_order(ct_hs, dtype), h_before, gates, inner, w_h, ct_x, ct_h, ct)
+        whole(in_order(ct_hs, dtype), h_before, gates, inner, in_order(w_h, dtype), ct_x, ct_h, ct)
         return ct_x, ct_h, ct
     back = cpu.transposed_products(w_h, len(ct))
     for t in range(len(gates) - 1, -1, -1):
@@ -309,7 +309,7 @@ def rnn_sequence_pullback(ct_hs: Array, ct: Array, hs: Array, w_h: Array) -> tup
     ct_z, ct = np.empty_like(hs), np.array(ct, order="C")
     whole = RNN_SEQUENCE_PULLBACK[dtype] if len(ct) == 1 else None
     if whole is not None:
-        whole(in_order(ct_hs, dtype), hs, w_h, ct_z, ct)
+        whole(in_order(ct_hs, dtype), hs, in_order(w_h, dtype), ct_z, ct)
         return ct_z, ct
     back = cpu.transposed_products(w_h, len(ct))
     for t in range(len(hs) - 1, -1, -1):

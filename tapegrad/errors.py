@@ -25,6 +25,10 @@ class OutOfRangeError(ShapeError, IndexError):
     """An index or an axis that an array does not have."""
 
 
+class MatrixError(ArgumentError, np.linalg.LinAlgError):
+    """A matrix that has no inverse, or no factors of the kind asked for."""
+
+
 class DtypeError(TapegradError, TypeError):
     """An array of a type that cannot be differentiated or used here."""
 

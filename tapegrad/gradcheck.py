@@ -9,7 +9,9 @@ precision; nothing of the pullbacks is used.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -17,14 +19,16 @@ import numpy as np
 
 from .core.adjoints import Adjoints
 from .core.capacitor import CapacitorTape
-from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle
-from .core.replay import Leaf, Rerun
+from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
+from .core.replay import Inputs, Leaf, Rerun
 from .core.schedule import Full, Schedule, require_count
 from .core.sweep import Joints, in_step
 from .core.tape import Tape
 from .core.variable import Variable
 from .core.window import Clock, Span, WindowSegment
 from .errors import ArgumentError, DtypeError, GradientError, describe
+from .ops.reduce import sum as total
+from .transforms import grad
 from .types import Array
 
 
@@ -49,6 +53,7 @@ def check_gradients(
     tolerance: float | None = None,
     directions: int = 2,
     seed: int = 0,
+    order: int = 1,
 ) -> GradientReport:
     """Compare gradients with central differences, along random directions for each leaf.
 
@@ -64,10 +69,10 @@ def check_gradients(
     `eps`: the step, relative to each element of a leaf (to 1 for an element that is 0). `tolerance`: largest
     relative difference, by default 1e-6, or 2e-3 if anything in the window is float32 or narrower; what the
     rounding of a large objective explains is allowed for. `.grad` is left as it was, but for what a
-    loop does with it. Memory: twice the window.
+    loop does with it. `order=2`: also of a function's gradient, along a random direction. Memory: twice the window.
 
-    Raises GradientError that names the sweep, the leaf, its worst element and, if one op's rule is to
-    blame, the op; ArgumentError for what is no derivative (weights="current") or looks beyond the window.
+    Raises GradientError that names the sweep, the leaf, its worst element and the likely cause: the rule of an op
+    for an argument, a kink there, or the dtype; ArgumentError for what is no derivative (weights="current") or looks beyond the window.
     """
     if not callable(f):
         raise ArgumentError(f"check_gradients: `f` must be a function, and {describe(f)} came.")
@@ -75,7 +80,11 @@ def check_gradients(
     for name, value in (("eps", eps), ("tolerance", eps if tolerance is None else tolerance)):
         if not isinstance(value, Real) or not value > 0:
             raise ArgumentError(f"check_gradients: `{name}` must be a number above 0, and {value!r} came.")
+    if order not in (1, 2):
+        raise ArgumentError(f"check_gradients: `order` must be 1 or 2, and {order!r} came.")
     if len(args) == 1 and isinstance(args[0], CapacitorTape):
+        if order == 2:
+            raise ArgumentError("check_gradients: `order=2` is for a function of arrays, and a loop came.")
         loop, tape = f, args[0]
     else:
         leaves = [argument(i, a) for i, a in enumerate(args)]
@@ -104,7 +113,13 @@ def check_gradients(
         tape._keeps_inputs, tape.joint = kept_inputs, joint
     if not check.sweeps:
         raise ArgumentError("check_gradients: nothing was swept. End the loop with tape.sweep().")
-    return GradientReport(check.sweeps, len(check.leaves), check.worst)
+    report = GradientReport(check.sweeps, len(check.leaves), check.worst)
+    if order == 2:
+        worst = SecondOrder(
+            f, [wide(v._array) for v in leaves], eps, tolerance or 1e-6, directions, seed
+        ).check(check)
+        return GradientReport(report.sweeps, report.leaves, max(report.worst, worst))
+    return report
 
 
 def argument(i: int, a: Any) -> Variable:
@@ -218,8 +233,8 @@ class Check:
         finally:
             self.tape.joint = self.joint
         self.sweeps += 1
-        for leaf, grad in before.items() if self.restores else ():
-            leaf.grad = grad
+        for leaf, held in before.items() if self.restores else ():
+            leaf.grad = held
         gradients = {slot: wide(sweep.gradients.by_slot.get(slot, 0.0)) for slot in leaves}
         if sweep.saved:
             window = window[-sweep.segments :]
@@ -388,30 +403,33 @@ class Check:
         return "\n  ".join(lines)
 
     def blame(self, window: Sequence[WindowSegment]) -> str:
-        """The op whose pullback is wrong by itself, if there is one."""
+        """The likely cause: an op whose pullback differs from differences by itself, a kink, or the dtype."""
         for segment in window:
             entries = {entry[OUT]: entry for entry in self.still.entries(segment)}
             run = [at for s in segment.spans if self.still.runs(segment, s) for at in range(s.start, s.stop)]
             for entry, inputs in ((segment.entries[at], segment.inputs[at]) for at in run):
-                if entry[0] is not ITEM and (wrong := self.wrong_rule(segment, entries[entry[OUT]], inputs)):
+                found = None if entry[0] is ITEM else self.wrong_rule(segment, entries[entry[OUT]], inputs)
+                if found is None:
+                    continue
+                argument, kink = found
+                if kink:
                     return (
-                        f"the rule of `{entry[0].name}` for `{wrong}` is wrong by itself, in segment {segment.index}; "
-                        f"or its input is at a kink."
+                        f"likely cause: `{entry[0].name}` has a kink at its `{argument}`, in segment {segment.index}: other slopes "
+                        f"to the left and to the right, and differences say nothing there. Check at other values."
                     )
-        return "every op's rule is right by itself: the graph was changed, or an input lies at a kink, or eps does not fit."
+                return f"likely cause: the rule of `{entry[0].name}` for `{argument}` is wrong by itself, in segment {segment.index}."
+        said = "every op's rule is right by itself: the graph was changed, or an input lies near a kink, or eps does not fit."
+        if all_double(window):
+            return said
+        return f"likely cause: not all is float64, and so much may be rounding. Check in float64, or raise `tolerance`.\n  Else {said}"
 
-    def wrong_rule(self, segment: WindowSegment, entry: Any, inputs: Any) -> str | None:
-        """The argument for which the pullback of `entry` is wrong, or None."""
+    def wrong_rule(self, segment: WindowSegment, entry: Any, inputs: Any) -> tuple[str, bool] | None:
+        """The argument for which the pullback of `entry` is wrong, and whether it is at a kink; or None."""
         variant, p = entry[0], entry[0].primitive
         slots = variant.input_slots(entry)
         if p.variadic:
             return None
-        given = {}
-        for a, noted in inputs.arguments.items():
-            if isinstance(noted, Leaf):
-                given[a] = wide(noted.variable._array if noted.array is None else noted.array)
-            else:
-                given[a] = wide(self.held.get(slots.get(a, 0), noted))
+        given = self.given(entry, inputs)
         shapes = entry[SHAPE] if entry[DTYPE] is None else [(entry[SHAPE], entry[DTYPE])]
         cts = [self.rng.standard_normal(shape) for shape, _ in shapes]
         ct = cts[0] if entry[DTYPE] is not None else Bundle(dict(enumerate(cts)))
@@ -428,12 +446,117 @@ class Check:
             same = [b for b in variant.live if slots[b] == slots[a]]  # one value given twice
             d = self.rng.standard_normal(np.shape(given[a]))
             step = self.eps
-            ends = [value({**given, **{b: given[b] + s * step * d for b in same}}) for s in (1.0, -1.0)]
-            expected = (ends[0] - ends[1]) / (2 * step)
+            ahead, here, behind = (
+                value({**given, **{b: given[b] + s * step * d for b in same}}) for s in (1.0, 0.0, -1.0)
+            )
+            expected = (ahead - behind) / (2 * step)
             found = float(np.sum(wide(pulled.sums.get(slots[a], 0.0)) * d))
-            if abs(found - expected) > 1e-3 * max(abs(found), abs(expected), 1e-3):
-                return str(a)
+            size = max(abs(found), abs(expected), 1e-3)
+            if abs(found - expected) > 1e-3 * size:
+                return str(a), abs(ahead - 2 * here + behind) / step > 1e-2 * size
         return None
+
+    def given(self, entry: Entry, inputs: Inputs) -> dict[str, Any]:
+        """What an op that is not variadic was given, by argument, in float64."""
+        slots, found = entry[0].input_slots(entry), {}
+        for a, noted in inputs.arguments.items():
+            if isinstance(noted, Leaf):
+                found[a] = wide(noted.variable._array if noted.array is None else noted.array)
+            else:
+                found[a] = wide(self.held.get(slots.get(a, 0), noted))
+        return found
+
+
+class SecondOrder:
+    """The derivative of a function's gradient along a random direction, compared with differences of that gradient."""
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        args: Sequence[Array],
+        eps: float,
+        limit: float,
+        directions: int,
+        seed: int,
+    ) -> None:
+        self.args, self.eps, self.limit, self.directions = list(args), eps, limit, directions
+        self.rng = np.random.default_rng(seed)
+        along = [self.rng.standard_normal(a.shape) for a in args]
+        gradient = grad(f, tuple(range(len(args))))
+
+        def slope(*xs: Any) -> Any:
+            return reduce(operator.add, [total(g * d) for g, d in zip(gradient(*xs), along, strict=True)])
+
+        self.slope = slope
+
+    def check(self, first: Check) -> float:
+        """The worst relative difference. Raises GradientError; `first` is the check of the first order, which passed."""
+        errors = self.errors()
+        i, gradient, error = max(errors, key=operator.itemgetter(2))
+        if error > self.limit:
+            raise GradientError(self.explained(i, gradient, error, first))
+        return error
+
+    def errors(self) -> list[tuple[int, Array, float]]:
+        """For each argument and direction: position, the derivative that is checked, relative difference."""
+        found = grad(self.slope, tuple(range(len(self.args))))(*self.args)
+        return [
+            (i, gradient, self.error(float(np.sum(gradient * d)), *self.difference(i, d)))
+            for i, gradient in enumerate(found)
+            for d in [self.rng.standard_normal(gradient.shape) for _ in range(self.directions)]
+        ]
+
+    def difference(self, i: int, d: Array) -> tuple[float, float]:
+        """The central difference when argument `i` moves along `d`, and what of it may be rounding."""
+        ends = []
+        for step in (self.eps, -self.eps):
+            moved = [a + step * d if i == j else a for j, a in enumerate(self.args)]
+            ends.append(float(self.slope(*moved)))
+        noise = 50 * np.finfo(np.float64).eps * max(map(abs, ends)) / self.eps
+        return (ends[0] - ends[1]) / (2 * self.eps), noise
+
+    def error(self, found: float, expected: float, noise: float) -> float:
+        """How far apart, relative to their size, beyond what rounding explains."""
+        return max(abs(found - expected) - noise, 0.0) / max(abs(found), abs(expected), 1e-4)
+
+    def explained(self, i: int, gradient: Array, error: float, first: Check) -> str:
+        lines = [
+            f"check_gradients: the gradient is right, and the derivative of the gradient for argument {i} is not what "
+            f"differences say: relative difference {error:.1e}."
+        ]
+        if gradient.size <= 2000:
+            units = np.eye(gradient.size).reshape(-1, *gradient.shape)
+            differences = np.array([self.difference(i, unit)[0] for unit in units]).reshape(gradient.shape)
+            worst = np.unravel_index(np.argmax(np.abs(differences - gradient)), gradient.shape)
+            where = tuple(int(k) for k in worst)
+            lines.append(
+                f"worst element {where}: found {gradient[worst]:.8g}, difference {differences[worst]:.8g}."
+            )
+        lines.append(self.blame(first))
+        return "\n  ".join(lines)
+
+    def blame(self, first: Check) -> str:
+        """The op that is wrong in second order by itself, if there is one."""
+        for segment in first.window:
+            for entry, inputs in zip(segment.entries, segment.inputs, strict=True):
+                if entry[0] is ITEM or entry[0].primitive.variadic:
+                    continue
+                p, given = entry[0].primitive, first.given(entry, inputs)
+                live = [a for a in p.arguments if a in entry[0].live]
+
+                def alone(
+                    *xs: Any, p: Any = p, given: Any = given, live: Any = live, inputs: Any = inputs
+                ) -> Any:
+                    y = p.function(*{**given, **dict(zip(live, xs, strict=True))}.values(), **inputs.statics)
+                    return reduce(operator.add, [total(v * v) for v in (y if isinstance(y, tuple) else (y,))])
+
+                of_op = SecondOrder(alone, [given[a] for a in live], self.eps, 1e-3, 1, 0)
+                if max(error for _, _, error in of_op.errors()) > of_op.limit:
+                    return (
+                        f"likely cause: a rule of `{entry[0].name}` is no derivative that can be differentiated: it must be made "
+                        f"of ops, of its residuals as they come (no .value); or its input is at a kink."
+                    )
+        return "every op is right by itself in second order: an input lies near a kink, or eps does not fit."
 
 
 class Differences:

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import tapegrad
 
 PACKAGE = pathlib.Path(tapegrad.__file__).parent
@@ -12,7 +14,7 @@ PACKAGE = pathlib.Path(tapegrad.__file__).parent
 # Lowest first; within a layer a file may import those before it.
 ORDER = [
     ["errors", "types"],
-    ["backend.namespace"],
+    ["backend.namespace", "backend.scipy"],
     ["kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.choice", "kernels"],
     [
         "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
@@ -20,14 +22,19 @@ ORDER = [
         "core.lag", "core.memory", "core.part", "core.capacitor", "core.snapshot",
     ],
     [
-        "ops.elementwise", "ops.shape", "ops.reduce", "ops.linalg", "ops.index", "ops.softmax", "ops.recurrent",
-        "ops.operators", "ops.protocols",
+        "ops.elementwise", "ops.rounding", "ops.trigonometry", "ops.shape", "ops.index", "ops.cumulative", "ops.reduce",
+        "ops.join", "ops.arrange", "ops.piecewise", "ops.ranges", "ops.masked", "ops.linalg", "ops.einsum", "ops.statistics",
+        "ops.order", "ops.differences", "ops.curves", "ops.windows", "ops.convolve", "ops.pool", "ops.matrix", "ops.factor",
+        "ops.determinant", "ops.norm", "ops.softmax", "ops.recurrent", "ops.bessel", "ops.special",
+        "ops.names", "ops.operators", "ops.dispatch", "ops.protocols", "ops.exchange",
     ],
+    ["linalg", "special", "array_api"],
     [
         "program.chance", "program.signature", "program.settle", "program.blocks", "program.trace", "program.exact", "program.live",
         "program.record", "program.plan", "program.loops", "program.rings", "program.emit_numpy", "program.emit_numba",
         "program.interpreter", "program.statements", "program.function", "program.seats", "program.walk", "program.steady", "program.replay", "program", "program.warm",
     ],
+    ["nest", "transforms", "opaque"],
     [
         "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.real_time", "truncation.tolerance",
         "truncation.adaptive", "truncation",
@@ -38,8 +45,9 @@ ORDER = [
         "data.streams", "data.text", "data",
     ],
     ["gradcheck"],
-    ["checkpoint", "render.figure", "render.lags", "render.blocks", "render.spectrum", "render"],
-    ["__init__"],
+    ["files", "render.figure", "render.lags", "render.blocks", "render.spectrum", "render"],
+    ["doctor"],
+    ["__init__", "__main__"],
 ]  # fmt: skip
 RANK = {module: rank for rank, module in enumerate(m for layer in ORDER for m in layer)}
 
@@ -143,10 +151,78 @@ def test_the_public_names_are_there():
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_what_draws_is_imported_when_it_is_asked_for():
-    code = (
-        "import sys, tapegrad as tg; before = 'tapegrad.render' in sys.modules; "
-        "print(before, callable(tg.render.lag_profile), hasattr(tg, 'nothing'))"
-    )
+def fresh(code):
+    """What a new interpreter prints."""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.anchor)
-    assert found.stdout.split() == ["False", "True", "False"], found.stderr
+    assert found.returncode == 0, found.stderr
+    return found.stdout.split()
+
+
+LATE = [
+    "data",
+    "linalg",
+    "nn",
+    "optim",
+    "render",
+    "special",
+    "truncation",
+    "transforms",
+    "gradcheck",
+    "files",
+    "array_api",
+]
+
+
+def test_what_few_programs_need_is_imported_when_it_is_asked_for():
+    code = (
+        "import sys, tapegrad as tg; loaded = lambda: {m.removeprefix('tapegrad.') for m in sys.modules}; before = loaded(); "
+        f"print(*before & set({LATE!r}), '|', *(callable(f) for f in (tg.render.lag_profile, tg.nn.Linear, tg.optim.SGD, "
+        "tg.Adaptive, tg.linalg.inv, tg.special.expit, tg.check_gradients, tg.save, tg.compile, tg.grad)), hasattr(tg, 'nothing'))"
+    )
+    assert fresh(code) == ["|", *["True"] * 10, "False"]
+
+
+def test_modules_of_ops_that_the_core_does_without_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys, tapegrad as tg; before = {m for m in sys.modules if m.startswith('tapegrad.ops.')}; "
+        "tg.tan; tg.median; "
+        "print('tapegrad.ops.recurrent' in before, 'tapegrad.ops.trigonometry' in before, 'tapegrad.ops.order' in sys.modules)"
+    )
+    assert fresh(code) == ["False", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tapegrad.nn; tapegrad.nn.Linear",
+        "from tapegrad import nn, optim, data, render, linalg, special; nn.Linear, optim.SGD, linalg.inv, special.erf",
+        "from tapegrad import tanh, tan, Adaptive, save, check_gradients, compile, sum",
+        "import tapegrad.linalg as la, tapegrad.special as sp; la.inv, sp.erf",
+        "import tapegrad as tg; assert {'nn', 'tan', 'Adaptive', 'grad', 'Tape', 'linalg', 'sum', '__version__'} <= set(dir(tg))",
+        "import tapegrad as tg; assert all(hasattr(tg, name) for name in dir(tg))",
+        "import tapegrad as tg; assert 'inv' in dir(tg.linalg) and 'erf' in dir(tg.special)",
+        "import pickle, tapegrad as tg; assert pickle.loads(pickle.dumps(tg.tan)) is tg.tan",
+        "import pickle, tapegrad as tg; pickle.loads(pickle.dumps(tg.nn.Linear(2, 3)))",
+        "import numpy as np, tapegrad as tg; np.median(tg.Variable([1.0, 2.0]))",
+    ],
+)
+def test_what_is_late_can_be_had_in_every_way(code):
+    fresh(code)
+
+
+def test_a_snapshot_may_name_ops_that_nobody_has_asked_for(tmp_path):
+    """Another process loads it, and imports the modules of those ops."""
+    make = """
+import numpy as np, tapegrad as tg
+v, tape = tg.Variable(np.ones(3), name="v"), tg.CapacitorTape(4)
+with tape:
+    y = np.tan(v)
+    loss = tg.sum(y)
+"""
+    fresh(make + f"tg.save({str(tmp_path / 'a.npz')!r}, tape.state_dict(parameters={{'v': v}}))")
+    loaded = fresh(
+        "import sys, numpy as np, tapegrad as tg; v, tape = tg.Variable(np.ones(3), name='v'), tg.CapacitorTape(4); "
+        f"tape.load_state_dict(tg.load({str(tmp_path / 'a.npz')!r}), parameters={{'v': v}}); "
+        "print('tapegrad.ops.trigonometry' in sys.modules)"
+    )
+    assert loaded == ["True"]

@@ -380,6 +380,25 @@ def test_a_buffer_is_not_used_again_while_a_view_of_it_is_wanted():
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("f", [
+    lambda a: (a[..., -1:] - a[..., -2:-1]) / 3.0,
+    lambda a: a[..., -3:-1] * a[..., -5:-3],
+    lambda a: a[1:2, ...] - a[0:1, ...],
+    lambda a: tg.concat([a[..., 1:2] - a[..., :1], (a[..., 2:] - a[..., :-2]) / 2.0, a[..., -1:] - a[..., -2:-1]], -1),
+], ids=["ends", "pairs", "rows", "differences"])  # fmt: skip
+@pytest.mark.parametrize("shape", [(6,), (2, 6)])
+def test_neighbours_counted_from_the_end_stay_in_their_places(f, shape):
+    v, found = tg.Variable(np.linspace(-1.0, 1.7, 6 * len(shape)).reshape(shape) ** 2), []
+    for compile in (False, True):
+        tape, carried, weight = tg.CapacitorTape(3, compile=compile), tg.constant(0.5), tg.Variable(1.5)
+        for _ in range(5):
+            with tape:
+                carried = tg.tanh(0.01 * tg.sum(tg.tanh(f(v * 1.0))) * weight + carried)
+            sweep = tape.backward(carried)
+        found.append(sweep.gradients[v])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12, atol=1e-14)
+
+
 # -- reading ---------------------------------------------------------------------------------------------------
 
 

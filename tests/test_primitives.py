@@ -4,15 +4,21 @@ Each check is a function of a primitive and of one case of inputs, so that the l
 fault in a rule or in the engine and see that a check fails.
 """
 
+import importlib
 import itertools
+import pkgutil
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad import ops
 from tapegrad.core import tape as tape_module
 from tapegrad.core.entry import ITEM, OUT, SLOTS
 from tapegrad.core.primitive import REGISTRY, Case, Primitive, Variant
+
+for module in pkgutil.iter_modules(ops.__path__):  # ops are declared when their module is imported
+    importlib.import_module(f"tapegrad.ops.{module.name}")
 
 ELEMENTWISE = {
     1: [Case((3, 4)), Case(()), Case((0, 3)), Case((1,))],
@@ -49,7 +55,7 @@ def sample(primitive, case, rng, dtype=np.float64):
         if isinstance(shape, list):
             return [draw(name, s) for s in shape]
         if isinstance(shape, np.ndarray):
-            return shape.copy()
+            return shape.astype(dtype) if shape.dtype.kind == "f" else shape.copy()
         domain = (
             primitive.domain.get(name, (-2.0, 2.0))
             if isinstance(primitive.domain, dict)
@@ -244,81 +250,202 @@ def check_nothing_else_is_kept(primitive, case):
                 )
 
 
-CHECKS = [
-    check_first_order,
-    check_jvp_is_the_transpose_of_the_vjp,
-    check_second_order,
-    check_raw_equals_recorded,
-    check_nothing_else_is_kept,
-]
+def check_a_number_is_a_0d_array(primitive, case):
+    """A Python number, which an elementwise op takes as it is, does what an array without axes does."""
+    if primitive.kind != "elementwise" or primitive.variadic:
+        return
+    rng = seeded(primitive, case)
+    inputs = sample(primitive, case, rng)
+    for at, name in enumerate(primitive.differentiable):
+        others = [n for n in primitive.differentiable if n != name]
+        place = primitive.arguments.index(name)
+        if np.ndim(inputs[place]) or not others:
+            continue
+        found = []
+        for number in (inputs[place], float(inputs[place])):
+            given = [number if i == place else x for i, x in enumerate(inputs)]
+            arguments = as_leaves(primitive, given, others)
+            tape, ys = recorded(primitive, case, arguments)
+            cts = [np.cos(np.arange(y.value.size) + at).reshape(y.shape) for y in ys]
+            adjoints = tape.backward(ys, cts)
+            found.append([*(y.value for y in ys), *(adjoints[v] for v in leaves_of(arguments))])
+        for by_array, by_number in zip(*found, strict=True):
+            np.testing.assert_allclose(by_number, by_array, rtol=1e-14, atol=1e-15)
 
 
-@every_op_and_case
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
-def test_every_op(check, primitive, case):
-    if check is check_nothing_else_is_kept and primitive.name in ("broadcast_to",):
-        pytest.skip("its output is a read-only view, which cannot be poisoned")
-    check(primitive, case)
-
-
-@every_op
-def test_special_values_have_finite_values_and_gradients(primitive):
+def check_special_values(primitive, case):
+    """At values that are declared to be special, values and gradients are finite."""
     assert all(np.isfinite(primitive.special))
     for x in primitive.special:
-        case = next(c for c in cases_of(primitive))
-        inputs = [
-            np.full(s, x) if name in primitive.differentiable else s
-            for name, s in zip(primitive.arguments, case.inputs, strict=True)
-        ]
+        inputs = sample(primitive, case, seeded(primitive, case))
+        for i, name in enumerate(primitive.arguments):
+            if name in primitive.differentiable:
+                several = isinstance(inputs[i], list)
+                inputs[i] = (
+                    [np.full_like(part, x) for part in inputs[i]] if several else np.full_like(inputs[i], x)
+                )
         arguments = as_leaves(primitive, inputs)
-        tape, ys = recorded(primitive, case, arguments)
-        tape.backward(ys, [np.ones(y.shape) for y in ys])
+        with np.errstate(divide="ignore"):  # an infinity on the way, as in a norm of negative order
+            tape, ys = recorded(primitive, case, arguments)
+            tape.backward(ys, [np.ones(y.shape) for y in ys])
         for v in [*ys, *leaves_of(arguments)]:
             assert np.isfinite(v.value).all()
         for v in leaves_of(arguments):
             assert np.isfinite(v.grad).all(), f"{primitive.name} at {x}: gradient {v.grad}"
 
 
-@every_op
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_values_and_gradients_keep_the_dtype(primitive, dtype):
-    if primitive.name == "astype":
-        pytest.skip("it changes the dtype by design; see the test of its own")
-    for case in cases_of(primitive):
-        arguments = as_leaves(primitive, sample(primitive, case, seeded(primitive, case), dtype))
-        tape, ys = recorded(primitive, case, arguments)
-        tape.backward(ys, [np.ones(y.shape, dtype) for y in ys])
-        assert {y.dtype for y in ys} == {np.dtype(dtype)}
-        assert {v.grad.dtype for v in leaves_of(arguments)} == {np.dtype(dtype)}
-        for ct in tape._sweep(ys, [np.ones(y.shape, dtype) for y in ys], (), record=False).sums.values():
-            assert ct.dtype == dtype, "a rule widened the cotangent"
+def check_dtype(primitive, case, dtype=np.float32):
+    """Values, gradients, all cotangents on the way, and gradients of gradients have the dtype of the inputs."""
+    if "dtype" in case.statics:  # it changes the dtype by design
+        return
+    arguments = as_leaves(primitive, sample(primitive, case, seeded(primitive, case), dtype))
+    leaves, outer, tape = leaves_of(arguments), tg.Tape(), tg.Tape()
+    with outer:
+        with tape:
+            ys = outputs_of(primitive.function(*arguments, **case.statics))
+        cts = [np.ones(y.shape, dtype) for y in ys]
+        adjoints = tape.backward(ys, cts, record=True)
+    tape.backward(ys, cts)
+    assert {y.dtype for y in ys} == {np.dtype(dtype)}
+    assert {v.grad.dtype for v in leaves} == {np.dtype(dtype)}
+    for ct in tape._sweep(ys, cts, (), record=False).sums.values():
+        assert ct.dtype == dtype, "a rule widened the cotangent"
+    seconds = [g for g in (adjoints[v] for v in leaves) if isinstance(g, tg.Variable) and g._slot]
+    if seconds:
+        with np.errstate(over="ignore"):  # 65504 is the largest float16
+            sums = outer._sweep(seconds, [np.ones(g.shape, dtype) for g in seconds], (), record=False).sums
+        assert {ct.dtype for ct in sums.values()} <= {np.dtype(dtype)}, "a rule widened the second cotangent"
+
+
+CHECKS = [
+    check_first_order,
+    check_jvp_is_the_transpose_of_the_vjp,
+    check_second_order,
+    check_raw_equals_recorded,
+    check_nothing_else_is_kept,
+    check_a_number_is_a_0d_array,
+]
 
 
 @every_op_and_case
-def test_inputs_are_not_changed_and_may_have_any_strides(primitive, case):
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
+def test_every_op(check, primitive, case):
+    if check is check_nothing_else_is_kept and primitive.name in ("broadcast_to", "sliding_window_view"):
+        pytest.skip("its output is a read-only view, which cannot be poisoned")
+    check(primitive, case)
+
+
+@every_op_and_case
+def test_special_values_have_finite_values_and_gradients(primitive, case):
+    check_special_values(primitive, case)
+
+
+@every_op_and_case
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_values_and_gradients_keep_the_dtype(primitive, case, dtype):
+    check_dtype(primitive, case, dtype)
+
+
+def in_other_memory(x):
+    """The same numbers, every second element of a larger array, backwards along each axis, and read-only."""
+    if isinstance(x, list):
+        return [in_other_memory(part) for part in x]
+    wide = np.zeros((*(2 * n for n in x.shape),), x.dtype)
+    view = wide[tuple(slice(None, None, -2) for _ in x.shape)] if x.ndim else wide
+    view[...] = x
+    view.flags.writeable = False
+    return view
+
+
+@every_op_and_case
+def test_inputs_may_be_read_only_and_have_any_strides(primitive, case):
+    """Of any combination of live arguments: values and gradients are what they are for arrays in order."""
+    for count in range(1, len(primitive.differentiable) + 1):
+        for live in itertools.combinations(primitive.differentiable, count):
+            rng = seeded(primitive, case)
+            inputs = sample(primitive, case, rng)
+            found = []
+            for given in (inputs, in_other_memory(inputs)):
+                arguments = as_leaves(primitive, given, live)
+                tape, ys = recorded(primitive, case, arguments)
+                if not found:
+                    cts = random_like(rng, ys)
+                adjoints = tape.backward(ys, in_other_memory(cts) if found else cts)
+                found.append([*(y.value for y in ys), *(adjoints[v] for v in leaves_of(arguments))])
+            for plain, other in zip(*found, strict=True):
+                scale = np.abs(plain).max(initial=1.0)
+                np.testing.assert_allclose(other, plain, rtol=1e-13, atol=1e-14 * scale)
+
+
+@every_op_and_case
+def test_inputs_and_cotangents_are_not_changed(primitive, case):
     rng = seeded(primitive, case)
     inputs = sample(primitive, case, rng)
+    arguments = as_leaves(primitive, inputs)
+    tape, ys = recorded(primitive, case, arguments)
+    cts = random_like(rng, ys)
+    arrays = [
+        *itertools.chain(*(x if isinstance(x, list) else [x] for x in inputs)),
+        *cts,
+        *(y.value for y in ys),
+    ]
+    copies = [array.copy() for array in arrays]
+    tape.backward(ys, cts)
+    for array, copied in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copied)
 
-    def strided(x):
-        if isinstance(x, list):
-            return [strided(part) for part in x]
-        wide = np.zeros((*(2 * n for n in x.shape),), x.dtype)
-        view = wide[tuple(slice(None, None, -2) for _ in x.shape)] if x.ndim else x
-        if x.ndim:
-            view[...] = x
-        return view
 
-    views = [strided(x) for x in inputs]
-    copies = [[p.copy() for p in x] if isinstance(x, list) else x.copy() for x in views]
-    _, ys = recorded(primitive, case, as_leaves(primitive, inputs))
-    some = primitive.differentiable[:1]
-    tape, zs = recorded(primitive, case, as_leaves(primitive, views, some))
+TWINS = [
+    pytest.param(p, c, one, other, id=f"{p.name}{c} {one}={other}")
+    for p, c in (o.values for o in OPS)
+    for one, other in itertools.combinations(p.differentiable, 2)
+    if isinstance(c.inputs[p.arguments.index(one)], tuple)
+    and c.inputs[p.arguments.index(one)] == c.inputs[p.arguments.index(other)]
+]
+
+
+@pytest.mark.parametrize(("primitive", "case", "one", "other"), TWINS)
+def test_a_variable_given_twice_gets_both_gradients(primitive, case, one, other):
+    rng = seeded(primitive, case)
+    inputs = sample(primitive, case, rng)
+    places = [primitive.arguments.index(name) for name in (one, other)]
+    if isinstance(primitive.domain, dict):
+        pytest.skip("the arguments have domains of their own")
+    inputs[places[1]] = inputs[places[0]].copy()
+    apart = as_leaves(primitive, inputs)
+    tape, ys = recorded(primitive, case, apart)
+    cts = random_like(rng, ys)
+    adjoints = tape.backward(ys, cts)
+    together = list(apart)
+    together[places[1]] = together[places[0]]
+    tape, zs = recorded(primitive, case, together)
+    both = tape.backward(zs, cts)[together[places[0]]]
+    expected = adjoints[apart[places[0]]] + adjoints[apart[places[1]]]
     for y, z in zip(ys, zs, strict=True):
-        np.testing.assert_allclose(y.value, z.value, rtol=1e-13, atol=1e-15)
-    tape.backward(zs, random_like(rng, zs))
-    for x, copy in zip(views, copies, strict=True):
-        for part, part_copy in zip(x, copy, strict=True) if isinstance(x, list) else [(x, copy)]:
-            np.testing.assert_array_equal(part, part_copy)
+        np.testing.assert_array_equal(y.value, z.value)
+    np.testing.assert_allclose(both, expected, rtol=1e-14, atol=1e-14)
+
+
+@every_op
+def test_a_sequence_may_hold_a_variable_twice(primitive):
+    if primitive.variadic is None:
+        pytest.skip("takes no sequence")
+    for case in cases_of(primitive):
+        shapes = case.inputs[primitive.arguments.index(primitive.variadic)]
+        if len(set(map(str, shapes))) > 1 or len(shapes) < 2:
+            continue
+        rng = seeded(primitive, case)
+        inputs = sample(primitive, case, rng)
+        at = primitive.arguments.index(primitive.variadic)
+        inputs[at] = [inputs[at][0]] * len(shapes)
+        apart = as_leaves(primitive, inputs)
+        tape, ys = recorded(primitive, case, apart)
+        cts = random_like(rng, ys)
+        adjoints = tape.backward(ys, cts)
+        expected = sum(adjoints[v] for v in apart[at])
+        together = [*apart[:at], [apart[at][0]] * len(shapes), *apart[at + 1 :]]
+        tape, zs = recorded(primitive, case, together)
+        np.testing.assert_allclose(tape.backward(zs, cts)[apart[at][0]], expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize(("primitive", "case"), [p for p in OPS if len(p.values[0].arguments) > 1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -45,6 +47,16 @@ def end(tape: Recorder, active: tuple[Recorder, ...]) -> None:
         ACTIVE.set(None)
     else:
         activate(type(active)(other for other in active if other is not tape))
+
+
+@contextlib.contextmanager
+def alone(*tapes: Recorder) -> Iterator[None]:
+    """A scope in which `tapes` record and no other does."""
+    token = ACTIVE.set(Paused(tapes))
+    try:
+        yield
+    finally:
+        ACTIVE.reset(token)
 
 
 def current_context() -> tuple[int, Any]:

@@ -53,6 +53,8 @@ class CapacitorTape(Tape):
     sweep: the exact gradient of the re-run window, whose state is `sweep.state[v]`.
     `joint`: what happens to adjoints at the border between two segments: None passes them, a number
     scales them (0 drops), a callable maps the pending adjoints `{slot: array}` to those that go on.
+    `compile`: True sweeps by programs that are compiled for what repeats, "exact" by ones that round as the
+    rules do, "numpy" or "numba" by those alone, False by rules (docs/programs.md).
     """
 
     state_dict: Callable[..., dict[str, Any]]  # a snapshot, and the way back; see snapshot.py

@@ -245,7 +245,9 @@ def field(p: Any, name: str, live: tuple[str, ...] | None) -> str:
     """The expression for residual `name`. Constants may be arrays that the caller writes to later: keep() them."""
     if name in p.arguments:
         value = f"{name}_value"
-        if name in p.differentiable and name != p.variadic:
+        if name == p.variadic:
+            return f"tuple([v if slot else keep(v) for v, slot in zip({value}, {name}_slot)])"
+        if name in p.differentiable:
             if live is None:
                 return f"{value} if {name}_slot else keep({value})"
             if name in live:
@@ -272,7 +274,9 @@ def pull_source(v: Any) -> str:
     if p.joint is not None:
         code = p.joint.__code__
         wanted = code.co_varnames[1 : code.co_argcount]
-        active = tuple(a in v.live for a in p.differentiable)
+        active = (
+            f"map(bool, {p.variadic}_slot)" if p.variadic else tuple(a in v.live for a in p.differentiable)
+        )
         arguments = ["ct", *(str(active) if n == "active" else n for n in wanted)]
         cts = [f"{a}_ct" if a in v.live else "_" for a in p.differentiable]
         lines.append(f"    {', '.join(cts)}, = joint({', '.join(arguments)})")
@@ -429,7 +433,12 @@ def lift_sequence(values: Iterable[Any], op: str, argument: str) -> tuple[tuple[
     """Slots and arrays of a sequence of arguments."""
     if isinstance(values, Variable):
         values = list(values)
-    lifted = [(v._slot, v._array) if isinstance(v, Variable) else (0, lift(v, op, argument)) for v in values]
+    lifted = [
+        (v._slot, v._array)
+        if isinstance(v, Variable)
+        else (0, lift(np.asarray(v) if type(v) in PYTHON_NUMBERS else v, op, argument))
+        for v in values
+    ]
     return tuple(s for s, _ in lifted), tuple(a for _, a in lifted)
 
 

@@ -6,6 +6,7 @@ piece of the program that a tape records, and so the gradient can be differentia
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,7 +47,9 @@ class ByReference:
         ys, cts = (y, ct.parts) if isinstance(ct, Bundle) else ([y], {0: ct})
         sums = tape._sweep([ys[i] for i in cts], list(cts.values()), (), record=True).sums
         slots = self.variant.input_slots(entry)
-        once = dict.fromkeys(slots[a] for a in self.variant.live)  # one value may be given for two arguments
+        given = (slots[a] for a in self.variant.live)
+        flat = itertools.chain.from_iterable(s if isinstance(s, tuple) else (s,) for s in given)
+        once = dict.fromkeys(flat)  # one value may be given for two arguments
         return [(slot, sums[slot]) for slot in once if slot in sums]
 
 

@@ -7,7 +7,7 @@ they had (views share a buffer as before), for the last bit of a matrix product 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +23,9 @@ from .replay import Inputs, Leaf
 from .variable import LEAVES, Variable, next_slot, result
 from .window import Loss, Span, WindowSegment
 
-FORMAT = 1
+FORMAT = 2
+# Imports the modules of ops that nobody has asked for yet, for a snapshot may name theirs; set by `ops/protocols.py`.
+late_ops: Callable[[], None] | None = None
 PLAIN = (bool, int, float, str, type(None))
 LARGE = 1 << 20  # bytes of a buffer above which a small view of it does not take all of it along
 
@@ -194,7 +196,8 @@ class Writer:
         ):
             return {"dtype": np.dtype(value).str}
         raise UnsupportedError(
-            f"state_dict: {describe(value)} is held, which is no array, number or text, and cannot be stored."
+            f"state_dict: {describe(value)} is held, which is no array, number or text, and cannot be stored.\n"
+            f"  A call of tg.checkpoint or tg.custom_vjp holds its function: call the function itself on this tape."
         )
 
     def slot(self, slot: int) -> int:
@@ -267,7 +270,7 @@ def segment_state(segment: WindowSegment, clocks: Mapping[Any, int], writer: Wri
         "losses": losses,
         "entries": [entry_state(entry, writer) for entry in segment.entries],
         "inputs": [None if i is None else inputs_state(i, writer) for i in segment.inputs],
-        "leaf_reads": [[at, position, writer.slot(leaf._slot)] for at, position, leaf in segment._leaf_reads],
+        "leaf_reads": [[*where, writer.slot(leaf._slot)] for *where, leaf in segment._leaf_reads],
     }
 
 
@@ -281,7 +284,8 @@ def entry_state(entry: Entry, writer: Writer) -> list[Any]:
     if registered is not p:
         raise UnsupportedError(
             f"state_dict: the op `{p.name}` is not registered under its name, so a snapshot cannot name it.\n"
-            f"  Declare it with tg.primitive, tg.elementwise or tg.linear."
+            f"  Declare it with tg.primitive, tg.elementwise or tg.linear; a function that tg.compile made is none of\n"
+            f"  these: call the function itself on this tape, whose programs compile what repeats."
         )
     first = SLOTS + len(p.differentiable)
     for slot in entry[SLOTS:first]:
@@ -427,7 +431,7 @@ def segment_from(state: Any, tape: CapacitorTape, reader: Reader) -> WindowSegme
             segment.inputs.append(None)
         else:
             segment.inputs.append(Inputs({a: reader(v) for a, v in inputs[0].items()}, reader(inputs[1])))
-    segment._leaf_reads = [(at, position, reader.leaves[slot]) for at, position, slot in state["leaf_reads"]]
+    segment._leaf_reads = [(*where, reader.leaves[slot]) for *where, slot in state["leaf_reads"]]
     return segment
 
 
@@ -436,6 +440,8 @@ def entry_from(state: Any, reader: Reader) -> Entry:
         _, out, shape, dtype, whole, position = state
         return (ITEM, reader.slot(out), reader(shape), reader(dtype), reader.slot(whole), position)
     name, live, broadcast, layout, out, shape, dtype, slots, residuals = state
+    if name not in REGISTRY and late_ops is not None:
+        late_ops()
     if name not in REGISTRY:
         raise ArgumentError(f"{reader.where}: no op `{name}` is declared here. Declare it before loading.")
     variant: Any = REGISTRY[name].variant(tuple(live), broadcast)

@@ -152,13 +152,13 @@ class Variable:
         raise UnsupportedError(
             "a differentiated Variable cannot become a plain array: its gradient would be lost in silence.\n"
             "  Use v.value for the bare array, tg.stack([v, ...]) to build an array from Variables,\n"
-            "  and tg.where(mask, v, y) instead of y[mask] = v."
+            "  tg.index_put(y, mask, v) instead of y[mask] = v, and tg.where(mask, v, y) for a v of the shape of y."
         )
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise UnsupportedError(
             "a Variable is never written into: recordings share its array.\n"
-            "  Use tg.where(mask, value, v) for a changed copy, or assign a leaf's whole .value."
+            "  Use v = tg.index_put(v, index, value) for a copy that is changed there, or assign a leaf's whole .value."
         )
 
     def __repr__(self) -> str:
@@ -278,7 +278,8 @@ def refuse_assignment() -> None:
     if frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]:
         raise UnsupportedError(
             "a differentiated Variable was assigned to an element of an array: its gradient would be lost in silence.\n"
-            "  Use tg.stack([v, ...]) to build the array, or y[i] = v.value if no gradient is wanted."
+            "  Use y = tg.index_put(y, index, v), or tg.stack([v, ...]) to build the array;\n"
+            "  y[i] = v.value if no gradient is wanted."
         )
 
 

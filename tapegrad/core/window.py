@@ -86,7 +86,9 @@ class WindowSegment(Segment):
 
     # Of these most segments have none, and a list that stays empty costs a step 0.2 µs.
     losses: Sequence[Loss] = ()
-    _leaf_reads: Sequence[tuple[int, int, Variable]] = ()
+    _leaf_reads: Sequence[
+        tuple[int, int, int, Variable]
+    ] = ()  # entry, field, part of it (of a sequence), leaf
     _adjoints: AdjointMap = AdjointMap({})
     swept_by: Any = None  # knows the adjoints of the last sweep, where a program made it
     seat: Any = None  # its place in a compiled program's memory, and what makes it like others
@@ -172,7 +174,9 @@ class WindowSegment(Segment):
         self.guarded = [*self.guarded[: span.start], *self.guarded[span.stop :]]
         del self.inputs[span.start : span.stop]
         reads = [read for read in self._leaf_reads if not span.start <= read[0] < span.stop]
-        self._leaf_reads = [(at - count if at >= span.stop else at, i, leaf) for at, i, leaf in reads]
+        self._leaf_reads = [
+            (at - count if at >= span.stop else at, i, part, leaf) for at, i, part, leaf in reads
+        ]
         for later in self.spans[self.spans.index(span) + 1 :]:
             later.start, later.stop = later.start - count, later.stop - count
         span.stop, span.held = span.start, False
@@ -194,10 +198,17 @@ class WindowSegment(Segment):
             fields: list[Any] | None = None
             for position, slot_position in entry[0].values:
                 slot = entry[slot_position]
-                if type(slot) is int and slot < 0 and (leaf := LEAVES.get(slot)) is not None:
-                    fields = fields or list(entry)
-                    fields[position] = None
-                    reads.append((at, position, leaf))
+                if type(slot) is int:
+                    if slot < 0 and (leaf := LEAVES.get(slot)) is not None:
+                        fields = fields or list(entry)
+                        fields[position] = None
+                        reads.append((at, position, 0, leaf))
+                    continue
+                for part, one in enumerate(slot):  # of an argument that is a sequence
+                    if one < 0 and (leaf := LEAVES.get(one)) is not None:
+                        fields = fields or list(entry)
+                        fields[position] = replaced(fields[position], part, None)
+                        reads.append((at, position, part, leaf))
             if fields is not None:
                 self.entries[at] = tuple(fields)
         self._leaf_reads = reads
@@ -208,13 +219,20 @@ class WindowSegment(Segment):
             return self.entries
         entries: list[Any] = list(self.entries)
         changed: dict[int, list[Any]] = {}
-        for at, position, leaf in self._leaf_reads:
+        for at, position, part, leaf in self._leaf_reads:
             if at not in changed:
                 changed[at] = list(entries[at])
-            changed[at][position] = leaf._array
+            fields, array = changed[at], leaf._array
+            held = fields[position]
+            fields[position] = replaced(held, part, array) if type(held) is tuple else array
         for at, fields in changed.items():
             entries[at] = tuple(fields)
         return entries
+
+
+def replaced(parts: tuple[Any, ...], at: int, value: Any) -> tuple[Any, ...]:
+    """`parts` with `value` at one position."""
+    return (*parts[:at], value, *parts[at + 1 :])
 
 
 def require_a_window(where: str, *schedules: Schedule) -> None:

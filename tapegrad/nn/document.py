@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.active import ACTIVE, Paused
+from ..core.active import alone
 from ..core.schedule import require_count
 from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
@@ -98,12 +98,9 @@ class DocumentEncoder(Module):
 
     def _carry_on(self, word: Any, state: Any) -> Any:
         """The state after `word`, with no tape recording."""
-        token = ACTIVE.set(Paused())
-        try:
+        with alone():
             x = word if self.embedding is None else self.embedding(word)
             return self.cell(x, self._initial_state(word) if state is None else state)[1]
-        finally:
-            ACTIVE.reset(token)
 
     def _embedded(self, words: Sequence[Any]) -> Iterable[Any]:
         """What the cell takes for each word. The table is read once: each read costs a gradient of its size."""

@@ -49,6 +49,30 @@ greater_equal = piecewise_constant("greater_equal", "Where `a >= b`: a boolean a
 sign = piecewise_constant("sign", "-1, 0 or 1 by the sign of each element: an array, not differentiated.")
 isnan = piecewise_constant("isnan", "Where an element is NaN: a boolean array, not differentiated.")
 isfinite = piecewise_constant("isfinite", "Where an element is finite: a boolean array, not differentiated.")
+isinf = piecewise_constant("isinf", "Where an element is infinite: a boolean array, not differentiated.")
+signbit = piecewise_constant(
+    "signbit", "Where the sign is minus, also of -0.0: booleans, not differentiated."
+)
+logical_and = piecewise_constant("logical_and", "Where both hold: a boolean array, not differentiated.")
+logical_or = piecewise_constant("logical_or", "Where one or both hold: a boolean array, not differentiated.")
+logical_not = piecewise_constant(
+    "logical_not", "Where it does not hold: a boolean array, not differentiated."
+)
+logical_xor = piecewise_constant(
+    "logical_xor", "Where exactly one holds: a boolean array, not differentiated."
+)
+floor = piecewise_constant("floor", "The next whole number below: an array, not differentiated.")
+ceil = piecewise_constant("ceil", "The next whole number above: an array, not differentiated.")
+trunc = piecewise_constant("trunc", "The next whole number towards 0: an array, not differentiated.")
+rint = piecewise_constant(
+    "rint", "The nearest whole number, of two the even one: an array, not differentiated."
+)
+
+
+def imag(a: Any) -> Any:
+    """Zeros, the imaginary part of real numbers: an array, not differentiated."""
+    array = a._array if isinstance(a, Variable) else lift(a, "imag", "a")
+    return namespace(array).zeros_like(array)
 
 
 # -- arithmetic ------------------------------------------------------------------------------------
@@ -102,6 +126,11 @@ def slope_in_exponent(y: Any, a: Any) -> Any:
     return y * log(where(greater(a, 0), a, 1.0))
 
 
+def float_power(a: Any, b: Any) -> Any:
+    """Power, computed in float64 whatever the dtypes are, as in NumPy. Gradients come back in those dtypes."""
+    return power(astype(a, np.float64), astype(b, np.float64))
+
+
 @elementwise(a=lambda ct: -ct)
 def negative(xp, a):
     r"""Negation, $y = -a$."""
@@ -112,6 +141,22 @@ def negative(xp, a):
 def positive(xp, a):
     r"""The same values, $y = a$."""
     return xp.positive(a)
+
+
+def real(a: Any) -> Any:
+    """The real part: for real numbers the same values."""
+    return positive(a)
+
+
+def conjugate(a: Any) -> Any:
+    """The complex conjugate: for real numbers the same values."""
+    return positive(a)
+
+
+@elementwise(a=lambda ct, y: -(ct * y * y), domain=(0.5, 2.0))
+def reciprocal(xp, a):
+    r"""Reciprocal, $y = 1 / a$."""
+    return xp.reciprocal(a)
 
 
 @elementwise(a=lambda ct, a: ct * (a + a), special=(0.0,))
@@ -126,10 +171,29 @@ def sqrt(xp, a):
     return xp.sqrt(a)
 
 
+@elementwise(a=lambda ct, y: ct / (y * y * 3.0), kinks=(0.0,))
+def cbrt(xp, a):
+    r"""Cube root, also of negative numbers, $y = \sqrt[3] a$. The derivative at 0 is infinite."""
+    return xp.cbrt(a)
+
+
 @elementwise(a=lambda ct, a: ct * sign(a), kinks=(0.0,), special=(0.0,))
 def absolute(xp, a):
     r"""Absolute value, $y = |a|$. The derivative at 0 is taken as 0."""
     return xp.absolute(a)
+
+
+def no_slope(ct: Any) -> Any:
+    """The cotangent of an argument that moves nothing: zeros, whatever came."""
+    return where(less(ct, ct), ct, 0.0)
+
+
+@elementwise(
+    a=lambda ct, y, a: ct * (sign(y) * sign(a)), b=lambda ct: no_slope(ct), kinks=(0.0,), special=(0.0,)
+)
+def copysign(xp, a, b):
+    r"""$|a|$ with the sign of `b`. The derivative in `a` at 0 is taken as 0; that in `b` is 0."""
+    return xp.copysign(a, b)
 
 
 # -- choices ---------------------------------------------------------------------------------------
@@ -163,6 +227,24 @@ def minimum(xp, a, b):
     return xp.minimum(a, b)
 
 
+@elementwise(
+    a=lambda ct, a, b: where(logical_or(greater_equal(a, b), isnan(b)), ct, 0.0),
+    b=lambda ct, a, b: where(logical_or(greater_equal(a, b), isnan(b)), 0.0, ct),
+)
+def fmax(xp, a, b):
+    r"""The larger, $y = \max(a, b)$, and of a number and a NaN the number. A tie goes to `a`."""
+    return xp.fmax(a, b)
+
+
+@elementwise(
+    a=lambda ct, a, b: where(logical_or(less_equal(a, b), isnan(b)), ct, 0.0),
+    b=lambda ct, a, b: where(logical_or(less_equal(a, b), isnan(b)), 0.0, ct),
+)
+def fmin(xp, a, b):
+    r"""The smaller, $y = \min(a, b)$, and of a number and a NaN the number. A tie goes to `a`."""
+    return xp.fmin(a, b)
+
+
 def clip(a: Any, low: Any = None, high: Any = None) -> Any:
     """`a` limited to `low` … `high`; None is no limit. An element at a limit keeps its gradient.
 
@@ -174,6 +256,8 @@ def clip(a: Any, low: Any = None, high: Any = None) -> Any:
 
 
 # -- exponentials ----------------------------------------------------------------------------------
+
+LN2, LN10 = math.log(2.0), math.log(10.0)
 
 
 @elementwise(a=lambda ct, y: ct * y, special=(-1000.0,))
@@ -188,6 +272,12 @@ def expm1(xp, a):
     return xp.expm1(a)
 
 
+@elementwise(a=lambda ct, y: ct * y * LN2, special=(-2000.0,))
+def exp2(xp, a):
+    r"""Power of two, $y = 2^a$."""
+    return xp.exp2(a)
+
+
 @elementwise(a=lambda ct, a: ct / a, domain=(0.5, 2.0))
 def log(xp, a):
     r"""Natural logarithm, $y = \ln a$."""
@@ -198,6 +288,46 @@ def log(xp, a):
 def log1p(xp, a):
     r"""$y = \ln(1 + a)$, exact near 0."""
     return xp.log1p(a)
+
+
+@elementwise(a=lambda ct, a: ct / a / LN2, domain=(0.5, 2.0))
+def log2(xp, a):
+    r"""Logarithm to base 2, $y = \log_2 a$."""
+    return xp.log2(a)
+
+
+@elementwise(a=lambda ct, a: ct / a / LN10, domain=(0.5, 2.0))
+def log10(xp, a):
+    r"""Logarithm to base 10, $y = \log_{10} a$."""
+    return xp.log10(a)
+
+
+def lead(a: Any, b: Any) -> Any:
+    """a - b, and not NaN where both are the same infinity."""
+    return where(logical_and(equal(a, b), isinf(a)), 0.0, a) - b
+
+
+@elementwise(
+    a=lambda ct, a, b: ct * sigmoid(lead(a, b)),
+    b=lambda ct, a, b: ct * sigmoid(lead(b, a)),
+    special=(-1000.0, 1000.0),
+)
+def logaddexp(xp, a, b):
+    r"""$y = \ln(e^a + e^b)$, without overflow.
+
+    Where both are $-\infty$ both get the cotangent, where both are $+\infty$ neither does.
+    """
+    return xp.logaddexp(a, b)
+
+
+@elementwise(
+    a=lambda ct, a, b: ct * sigmoid(lead(a, b) * LN2),
+    b=lambda ct, a, b: ct * sigmoid(lead(b, a) * LN2),
+    special=(-2000.0, 2000.0),
+)
+def logaddexp2(xp, a, b):
+    r"""$y = \log_2(2^a + 2^b)$, without overflow; at infinities as `logaddexp`."""
+    return xp.logaddexp2(a, b)
 
 
 @elementwise(a=lambda ct, a: ct * cos(a))
@@ -235,7 +365,7 @@ def sigmoid(xp, a):
 @elementwise(a=lambda ct, a: ct * sigmoid(a), special=(-1000.0, 1000.0))
 def softplus(xp, a):
     r"""$y = \ln(1 + e^a)$, without overflow."""
-    return xp.logaddexp(a, a * 0.0)
+    return xp.logaddexp(a, 0.0)
 
 
 @elementwise(a=lambda ct, a: where(greater(a, 0), ct, 0.0), kinks=(0.0,), special=(0.0,))
@@ -260,3 +390,9 @@ def astype(xp, a, *, dtype):
 def stop_gradient(v: Any) -> Any:
     """The value of `v` as a constant: what is computed from it does not reach back through `v`."""
     return constant(v) if isinstance(v, Variable) else np.asarray(v)
+
+
+# NumPy's and the array API's other names.
+pow = power
+fabs = absolute
+conj = conjugate

@@ -1,7 +1,8 @@
-"""Ops that fold axes away: sums, means, largest values, log-sum-exp."""
+"""Ops that fold axes away: sums, means, products, largest values, log-sum-exp."""
 
 from __future__ import annotations
 
+import builtins
 import math
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 
 from ..core.primitive import Case, linear, primitive
 from ..core.variable import Variable
-from .elementwise import exp, multiply
-from .shape import broadcast_to, reshape
+from ..errors import OutOfRangeError, ShapeError, describe
+from .cumulative import ZEROS, cumprod, flipped, pushed, value_of
+from .elementwise import exp, multiply, subtract
+from .index import put_at
+from .shape import broadcast_to, inverse_permutation, reshape, transpose
 
 REDUCTIONS = [
     Case((2, 3)),
@@ -36,6 +40,31 @@ def reduced_count(shape: tuple[int, ...], axis: Any) -> int:
 def spread(ct: Any, shape: tuple[int, ...], axis: Any) -> Any:
     """The transpose of a sum: a cotangent (or a result) repeated over the axes that were reduced."""
     return broadcast_to(reshape(ct, kept_axes(shape, axis)), shape)
+
+
+def reduced_axes(ndim: int, axis: Any, op: str = "reduce") -> tuple[int, ...]:
+    """The reduced axes, counted from 0. Raises OutOfRangeError in the name of `op` for one that is not there."""
+    axes = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    most = builtins.max(ndim, 1)  # a 0-d array counts as one of one axis here
+    if any(not -most <= i < most for i in axes):
+        raise OutOfRangeError(f"{op}: `axis` is {axis}, which is out of range for an array of {ndim} axes.")
+    return tuple(i % ndim for i in axes) if ndim else ()
+
+
+def in_lines(a: Any, axis: Any) -> Any:
+    """`a` with the reduced axes joined into one, its last."""
+    axes = reduced_axes(a.ndim, axis)
+    rest = tuple(i for i in range(a.ndim) if i not in axes)
+    moved = a if (*rest, *axes) == tuple(range(a.ndim)) else transpose(a, (*rest, *axes))
+    return reshape(moved, (*(a.shape[i] for i in rest), math.prod(a.shape[i] for i in axes)))
+
+
+def from_lines(lines: Any, shape: tuple[int, ...], axis: Any) -> Any:
+    """The array of `shape` that `in_lines` made `lines` of."""
+    axes = reduced_axes(len(shape), axis)
+    order = (*(i for i in range(len(shape)) if i not in axes), *axes)
+    moved = reshape(lines, tuple(shape[i] for i in order))
+    return moved if order == tuple(range(len(shape))) else transpose(moved, inverse_permutation(order))
 
 
 # Where a mean is NumPy's sum over a count: np.mean divides in float64, which for float32 and as many elements as
@@ -88,6 +117,14 @@ def min(xp, a, *, axis=None, keepdims=False):
     return folded(xp, a, np.minimum, "min", axis, keepdims)
 
 
+amax, amin = max, min
+
+
+def ptp(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+    r"""Range over `axis` ("peak to peak"), $y = \max_i a_i - \min_i a_i$. Ties go to the first."""
+    return subtract(max(a, axis, keepdims), min(a, axis, keepdims))
+
+
 def first_largest(a: Any, axis: Any) -> Any:
     """1 at the first largest element of each reduced group, else 0: an array, constant by nature."""
     array = np.asarray(a._array if isinstance(a, Variable) else a)
@@ -114,3 +151,38 @@ def logsumexp(xp, a, *, axis=None, keepdims=False):
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
     y = xp.log(xp.sum(xp.exp(a - top), axis=axis, keepdims=True)) + top
     return y if keepdims else xp.reshape(y, xp.sum(a, axis=axis).shape)
+
+
+def others_multiplied(a: Any, axis: Any) -> Any:
+    """For each element the product of the others of its group: of those before it with those behind it."""
+    lines = in_lines(a, axis)
+    before = pushed(cumprod(lines, -1), -1, 1.0)
+    behind = flipped(pushed(cumprod(flipped(lines, -1), -1), -1, 1.0), -1)
+    return from_lines(before * behind, a.shape, axis)
+
+
+@primitive(
+    a=lambda ct, a, axis: spread(ct, a.shape, axis) * others_multiplied(a, axis),
+    special=(0.0,),
+    cases=[*REDUCTIONS, Case((0, 3), axis=0), Case((0, 3), axis=1), Case(ZEROS, axis=1)],
+)
+def prod(xp, a, *, axis=None, keepdims=False):
+    r"""Product over `axis`, $y = \prod_i a_i$. Right at zeros too, to every order: no rule divides."""
+    return folded(xp, a, np.multiply, "prod", axis, keepdims)
+
+
+def bincount(x: Any, weights: Any = None, minlength: int = 0) -> Any:
+    r"""Sums of `weights` by group, $y_k = \sum_{i : x_i = k} w_i$; without weights how often each integer occurs.
+
+    Shapes: x (n,) integers not below 0, weights (n,) -> (max(x) + 1,) or (minlength,), whichever is longer.
+    The gradient of a weight is that of its sum. Raises ShapeError where x and weights differ in shape.
+    """
+    if not isinstance(weights, Variable):
+        return np.bincount(value_of(x), weights, minlength)
+    x = np.asarray(x)
+    length = np.bincount(x, minlength=minlength).size
+    if weights.shape != x.shape:
+        raise ShapeError(
+            f"bincount: `x` and `weights` must have one shape.\n  x: {describe(x)}      weights: {describe(weights)}"
+        )
+    return put_at(weights, x, (length,))

@@ -18,10 +18,12 @@ from .shape import reshape
 @primitive(
     a=lambda ct, y, axis: y * (ct - sum(ct * y, axis, True)),
     special=(-1000.0, 1000.0),
-    cases=[Case((2, 3)), Case((3,)), Case((2, 3, 4), axis=1)],
+    cases=[Case((2, 3)), Case((3,)), Case((2, 3, 4), axis=1), Case((2, 0))],
 )
 def softmax(xp, a, *, axis=-1):
     r"""$y_i = e^{a_i} / \sum_j e^{a_j}$ along `axis`, shifted so that nothing overflows."""
+    if not a.size:  # of no elements there is no largest
+        return a.copy()
     y = xp.exp(a - xp.max(a, axis=axis, keepdims=True))
     return y / xp.sum(y, axis=axis, keepdims=True)
 
@@ -29,10 +31,12 @@ def softmax(xp, a, *, axis=-1):
 @primitive(
     a=lambda ct, y, axis: ct - exp(y) * sum(ct, axis, True),
     special=(-1000.0, 1000.0),
-    cases=[Case((2, 3)), Case((3,)), Case((2, 3, 4), axis=1)],
+    cases=[Case((2, 3)), Case((3,)), Case((2, 3, 4), axis=1), Case((2, 0))],
 )
 def log_softmax(xp, a, *, axis=-1):
     r"""$y_i = a_i - \ln \sum_j e^{a_j}$ along `axis`, without overflow."""
+    if not a.size:
+        return a.copy()
     shifted = a - xp.max(a, axis=axis, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
 

@@ -105,17 +105,18 @@ class NumpyProgram:
             return f"{name}[k]"
         if value.place in ("factor", "delta"):
             base = self.name(value, "F" if value.place == "factor" else "D")
-            name = self.view_name(base, views)
-            self.ring_views[name] = (value, views)
-            return f"{name}[k]"
+            lasting = views if lasts(value.shape, views) else ()
+            name = self.view_name(base, lasting)
+            self.ring_views[name] = (value, lasting)
+            return inline(f"{name}[k]", views[len(lasting) :])
         return self.of_work(value, views)
 
     def of_work(self, value: Value, views: Any) -> str:
         base = self.name(value, "A" if value.place == "total" else "w")
         buffer = self.assigned.get(value, base)
         self.buffers.setdefault(buffer, (value.shape, value.dtype))
-        if not views:
-            return buffer
+        if not views or not lasts(value.shape, views):
+            return inline(buffer, views)
         name = self.view_name(buffer, views)
         self.work_views[name] = (buffer, views)
         return name
@@ -515,6 +516,12 @@ def viewed(array: Any, views: Any) -> Any:
     for method, arguments in views:
         array = VIEWS[method](array, *arguments)
     return array
+
+
+def lasts(shape: Any, views: Any) -> bool:
+    """Whether views of an array are made once: a reshape behind a transpose copies, and is made where it is read."""
+    array = np.empty(shape, np.int8)
+    return not array.size or np.may_share_memory(array, viewed(array, views))
 
 
 def inline(expression: str, views: Any) -> str:

@@ -30,6 +30,7 @@ from .interpreter import NotNumbers, ScalarProgram, worthwhile
 from .live import PathChanged
 from .record import LOCK, STORED, Output, Recorded, leaves_as, mapped, record, recording_now
 from .statements import ArrayProgram
+from .trace import Traced, Untraceable
 
 KEYS, PATHS = 64, 16  # how many kinds of arguments, and paths for each, are remembered
 MANY = 32  # recordings after which a function that is hardly ever replayed is worth a warning
@@ -78,6 +79,8 @@ class Path:
     def pull(self, entry: Entry, ct: Any) -> Any:
         """The contributions of one call: the program's, or those of a recording of f in a recorded pass."""
         *_, slots, inputs, saved = entry
+        if any(isinstance(v, Traced) for v in (*inputs, saved, *(saved if isinstance(saved, tuple) else ()))):
+            raise Untraceable("a compiled function is one call in the programs of others")
         if not any(isinstance(v, Variable) for v in inputs):
             cts = ct.filled(self.shapes) if self.count > 1 else [ct]
             return [

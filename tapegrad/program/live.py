@@ -286,7 +286,8 @@ class Live(Traced):
             return getattr(ufunc, method)(*map(bare, inputs), **kwargs)
         if kwargs.get("out") is not None or method == "at":
             return self.graph.refuse(f"numpy.{ufunc.__name__} that writes into an array")
-        if method == "__call__" and not kwargs and ufunc.nout == 1:
+        numpys = getattr(np, ufunc.__name__, None) is ufunc  # SciPy has ufuncs, too
+        if method == "__call__" and not kwargs and ufunc.nout == 1 and numpys:
             return super().__array_ufunc__(ufunc, method, *inputs)
         if self.graph.tracing:
             raise Untraceable(f"numpy.{ufunc.__name__}.{method}")

@@ -450,9 +450,11 @@ class Planner:
 
     def assemble(self, assembly: Assembly, value: Value) -> None:
         """Write the pieces into place; neighbours that are the same cotangent times different factors at once."""
-        if sum(math.prod(form.shape) for _, form in assembly.pieces) < math.prod(assembly.shape):
+        filled = sum(math.prod(form.shape) for _, form in assembly.pieces)
+        # One of no elements, too, needs a step that makes it.
+        if filled < math.prod(assembly.shape) or not filled:
             self.step("zero", Ref(value), [], None)
-        pieces = sorted(assembly.pieces, key=lambda piece: start_of(piece[0]))
+        pieces = sorted(assembly.pieces, key=lambda piece: start_of(piece[0], assembly.shape))
         factors = self.joint_factor(assembly, pieces)
         for run in runs_of(pieces, assembly.shape):
             index, form = run[0]
@@ -466,7 +468,7 @@ class Planner:
                 continue
             *lead, width = form.shape
             grouped = (*lead, assembly.shape[-1] // width, width)
-            first = start_of(index) // width
+            first = start_of(index, assembly.shape) // width
             at = (*(slice(None),) * len(lead), slice(first, first + len(run)))
             ref = form.terms[0].ref
             if ref.shape != ():
@@ -745,10 +747,10 @@ def joint_term(a: Term, b: Term, graph: Graph) -> Term:
     return Term(a.ref, 1.0, (scaled - other if b.coefficient < 0 else scaled + other).node)
 
 
-def start_of(index: Any) -> int:
-    """Where along its last axis a basic index starts."""
-    last = index[-1] if isinstance(index, tuple) and index else index
-    return (last.start or 0) if isinstance(last, slice) else 0
+def start_of(index: Any, shape: Shape) -> int:
+    """Where along the last axis of `shape` a basic index starts."""
+    span = last_slice(index, shape)
+    return 0 if span is None else span[0]
 
 
 def last_slice(index: Any, shape: Shape) -> tuple[int, int] | None:
@@ -759,7 +761,7 @@ def last_slice(index: Any, shape: Shape) -> tuple[int, int] | None:
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
         parts = (*parts[:at], *(slice(None),) * (len(shape) - len(parts) + 1), *parts[at + 1 :])
-    if len(parts) != len(shape) or any(p != slice(None) for p in parts[:-1]):
+    if not shape or len(parts) != len(shape) or any(p != slice(None) for p in parts[:-1]):
         return None
     start, stop, stride = parts[-1].indices(shape[-1])
     return (start, stop) if stride == 1 else None

@@ -437,6 +437,7 @@ def opaque(p: Any) -> bool:
     """Whether an op's body is a kernel, looks at elements, or is a user's: then it is one node."""
     return (
         p.reference is not None
-        or p.name in ("take",)
+        or p.name in ("take", "index_put")
+        or p.body.__module__ == "tapegrad.ops.convolve"
         or not (p.body.__module__ or "").startswith("tapegrad.ops.")
     )

@@ -33,8 +33,7 @@ class Template:
 
     def __init__(self, key: str, entries: Sequence[Entry], first: int) -> None:
         self.key = key
-        self.matcher = Matcher(entries, first)
-        self.match = self.matcher.match
+        self.match = Matcher(entries, first).match
         self.ops = ", ".join(f"{at} {entry[0].name}" for at, entry in enumerate(entries))
         self.residuals = Residuals(Graph())
         self._programs: dict[Any, NumpyProgram] = {}
@@ -205,7 +204,7 @@ EAGER: list[Any] = []  # not empty: whatever is made now is compiled now
 
 @contextlib.contextmanager
 def compiling_at_once() -> Iterator[list[Any]]:
-    """A scope in which programs are compiled through Numba, too, as soon as they are made; yields those."""
+    """A scope in which programs are compiled through Numba, too, as soon as they are made; yields the seconds that each took."""
     made: list[Any] = []
     EAGER.append(made)
     try:

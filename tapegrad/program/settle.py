@@ -9,6 +9,8 @@ gradient descent adds the product straight to the weights.
 from __future__ import annotations
 
 import math
+import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,12 +33,17 @@ class Product:
         self.flats = [rows.reshape(-1) for block in blocks for rows in block if rows.ndim > 1]
         self.reshaped = all(not isinstance(link, float) and link[0] == "reshape" for link in chain)
 
-    def formed(self) -> Array:
-        """The gradient, an array that nobody else has."""
+    def formed(self, spare: Array | None = None) -> Array:
+        """The gradient, an array that nobody else has; in the memory of `spare` if that fits."""
         made: Any = None
+        if spare is not None and not spare.flags.c_contiguous:  # the last was transposed, and then scaled
+            spare = None
         for left, delta in self.blocks:
-            part = np.dot(left.T, delta)
-            made = part if made is None else np.add(made, part, out=made)
+            if made is None and spare is not None and spare.dtype == delta.dtype and self.size == spare.size:
+                made = np.dot(left.T, delta, out=spare.reshape(*left.shape[1:], *delta.shape[1:]))
+            else:
+                part = np.dot(left.T, delta)
+                made = part if made is None else np.add(made, part, out=made)
         for link in self.chain:
             if isinstance(link, float):
                 made = made * link
@@ -44,6 +51,12 @@ class Product:
                 method, arguments = link
                 made = made.reshape(*arguments) if method == "reshape" else made.transpose(*arguments)
         return made  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """How many elements the gradient has."""
+        left, delta = self.blocks[0]
+        return math.prod((*left.shape[1:], *delta.shape[1:]))
 
     def adds_to(self, dtype: Any) -> bool:
         """Whether BLAS can do `add_to` for an array of `dtype`."""
@@ -84,13 +97,13 @@ class Settlement:
             self.formed = made
         return self.formed
 
-    def one(self, slot: int) -> Array:
-        """The gradient of one leaf, for its `.grad`: an array that nobody else has."""
+    def one(self, slot: int, spare: Array | None = None) -> Array:
+        """The gradient of one leaf, for its `.grad`: an array that nobody else has; in the memory of `spare` if that fits."""
         if self.formed is not None:
             return np.array(self.formed[slot])
         made: Array | None = None
         for product in self.products.get(slot, ()):
-            part = product.formed()
+            part = product.formed(spare if made is None else None)
             made = part if made is None else made + part
         for total in self.totals.get(slot, ()):
             made = np.array(total) if made is None else made + total
@@ -128,6 +141,11 @@ class Settlement:
                 deferred.form()
 
 
+# By the slot of a living leaf, the memory of the last gradient that was formed: while nobody else holds it, the
+# next is formed there.
+LAST: dict[int, Array] = {}
+
+
 class Deferred:
     """The `.grad` of a leaf that has not been formed."""
 
@@ -139,10 +157,15 @@ class Deferred:
     def form(self) -> Array:
         """The gradient as an array of the leaf's dtype and shape, its owner's own."""
         leaf: Any = LEAVES[self.slot]
-        made = self.settlement.one(self.slot)
+        spare = LAST.get(self.slot)
+        # Held by the dictionary, the local and the argument, and through no view: its reader has dropped it.
+        made = self.settlement.one(self.slot, spare if sys.getrefcount(spare) == 3 else None)
         leaf._grad = None
         if made.dtype == leaf.dtype and made.shape == leaf.shape:
             leaf._grad = made
+            if self.slot not in LAST:
+                weakref.finalize(leaf, LAST.pop, self.slot, None)
+            LAST[self.slot] = made if made.base is None else made.base
         else:
             leaf.accumulate_grad(made)
         return leaf._grad  # type: ignore[no-any-return]

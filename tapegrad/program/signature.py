@@ -108,7 +108,6 @@ class Matcher:
     """
 
     def __init__(self, entries: Sequence[Entry], first: int) -> None:
-        self.count = len(entries)
         writer = MatchWriter()
         self.source = writer.source(entries)
         exec(compile(self.source, "<tapegrad match>", "exec"), writer.space)

@@ -17,9 +17,6 @@ import numpy as np
 from ..core.entry import ITEM, OUT, SHAPE, SLOTS, Bundle, Entry
 from ..types import Shape
 
-# Functions of several arrays, element by element, that are no ufuncs.
-ELEMENTWISE = frozenset({"where"})
-
 
 class Untraceable(Exception):
     """A rule did something with an array that has no node: it is then called as it is."""
@@ -270,6 +267,9 @@ class Traced:
     def max(self, axis: Any = None, *, keepdims: bool = False) -> Traced:
         return self._reduce("max", axis, keepdims)
 
+    def copy(self) -> Traced:
+        return type(self)(self.graph, self.node)
+
     def astype(self, dtype: Any) -> Traced:
         if self.dtype == dtype:
             return self
@@ -320,7 +320,9 @@ def apply(graph: Graph, name: str, operands: Sequence[Any]) -> Traced:
         a, b = (np.empty(n.shape, np.int8) for n in nodes)
         shape = matmul_shape(a.shape, b.shape)
         return graph.traced("matmul", None, nodes, shape, np.result_type(nodes[0].dtype, nodes[1].dtype))
-    ufunc = getattr(np, name)
+    ufunc = getattr(np, name, None)
+    if not isinstance(ufunc, np.ufunc):
+        raise Untraceable(f"{name} is no ufunc of NumPy")
     kinds = [n.detail[0] if n.kind == "number" and n.detail[0] is not bool else n.dtype for n in nodes]
     *_, dtype = ufunc.resolve_dtypes((*kinds, None))
     return graph.traced("ufunc", name, nodes, np.broadcast_shapes(*(n.shape for n in nodes)), dtype)
@@ -381,8 +383,11 @@ class Namespace:
     def asarray(self, a: Any) -> Any:
         return a
 
-    def reshape(self, a: Any, shape: Any) -> Any:
-        return self._of(a).reshape(shape)
+    def reshape(self, a: Any, shape: Any, order: str = "C") -> Any:
+        if order == "C":
+            return self._of(a).reshape(shape)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._of(a).transpose().reshape(shape[::-1]).transpose()
 
     def transpose(self, a: Any, axes: Any = None) -> Any:
         return self._of(a).transpose(*(() if axes is None else (axes,)))
@@ -392,10 +397,37 @@ class Namespace:
         order[i], order[j] = order[j], order[i]
         return self._of(a).transpose(tuple(order))
 
-    def moveaxis(self, a: Any, source: int, to: int) -> Any:
-        order = [i for i in range(a.ndim) if i != source % a.ndim]
-        order.insert(to % a.ndim, source % a.ndim)
-        return self._of(a).transpose(tuple(order))
+    def moveaxis(self, a: Any, source: Any, destination: Any) -> Any:
+        numbered = np.empty(range(a.ndim), np.int8)  # axis i has length i
+        return self._of(a).transpose(np.moveaxis(numbered, source, destination).shape)
+
+    def flip(self, m: Any, axis: Any = None) -> Any:
+        axes = range(m.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        turned = {i % m.ndim for i in axes}
+        return self._of(m)[tuple(slice(None, None, -1 if i in turned else None) for i in range(m.ndim))]
+
+    def roll(self, a: Any, shift: Any, axis: Any = None) -> Any:
+        if axis is None:
+            return self.roll(self._of(a).ravel(), shift, 0).reshape(a.shape)
+        for by, at in np.broadcast(shift, axis):
+            i, n = int(at) % a.ndim, a.shape[int(at)]
+            cut = -int(by) % n if n else 0
+            if cut:
+                index, rest = ((*(slice(None),) * i, slice(*ends)) for ends in ((cut, n), (0, cut)))
+                a = self.concatenate([a[index], a[rest]], i)
+        return a
+
+    def diagonal(self, a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
+        matrices = self.moveaxis(a, (axis1, axis2), (-2, -1))
+        *rest, m, n = matrices.shape
+        first, count = max(offset, 0) - min(offset, 0) * n, np.empty((m, n), np.int8).diagonal(offset).size
+        return matrices.reshape((*rest, m * n))[..., first : first + count * (n + 1) : n + 1]
+
+    def tril(self, m: Any, k: int = 0) -> Any:
+        return self.where(np.tril(np.ones(m.shape[-2:], bool), k), m, m.dtype.type(0))
+
+    def triu(self, m: Any, k: int = 0) -> Any:
+        return self.where(np.triu(np.ones(m.shape[-2:], bool), k), m, m.dtype.type(0))
 
     def broadcast_to(self, a: Any, shape: Any) -> Any:
         return self._of(a)._view("broadcast_to", tuple(shape))

@@ -221,9 +221,8 @@ class Pass:
         """Factors into place, accumulators to zero; note what is to be settled."""
         seat = segment.seat
         if bound not in seat.hoisted:
-            bound.hoist(
-                seat.place, segment.entries
-            )  # which lack leaves under "current", and nothing hoists those
+            # Under "current" the entries lack their leaves; nothing hoists those.
+            bound.hoist(seat.place, segment.entries)
             seat.hoisted.add(bound)
         for rings, group in bound.groups:
             if rings.filled[seat.place] is not seat:

@@ -1,0 +1,355 @@
+"""Functions that a tape records as one op: run again when a sweep comes by, or with a pullback of their own.
+
+`checkpoint` trades time for memory (rematerialisation; Griewank and Walther, "Revolve", 2000): of a whole
+function the tape keeps the arguments alone, and a sweep runs it again. `custom_vjp` replaces what would be recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import nest
+from .core.active import active_tapes, alone
+from .core.entry import OUT, Entry
+from .core.primitive import Case, primitive
+from .core.tape import Tape
+from .core.variable import LEAVES, Variable, constant, result
+from .errors import ArgumentError, RecordingError, ShapeError, describe
+from .transforms import entered, named, require_function
+
+Function = Callable[..., Any]
+
+
+class Hole:
+    """Where in a call's arguments an array goes."""
+
+
+class Call:
+    """The arguments of one call without their floating-point arrays, and the function that they were for."""
+
+    def __init__(self, name: str, f: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        self.name, self.f = name, f
+        self.arrays = [leaf for _, leaf in nest.leaves((args, kwargs)) if nest.differentiable(leaf)]
+        self.form = with_holes((tuple(args), kwargs))
+        self.shapes: list[Any] | None = None
+
+    def run(self, arrays: Iterable[Any]) -> Any:
+        """What the function returns for these arrays."""
+        args, kwargs = filled(self.form, arrays)
+        return self.f(*args, **kwargs)
+
+    def outputs(self, y: Any) -> list[Variable]:
+        """The Variables among what was returned. Raises ShapeError if they are not those of the first time."""
+        found = [leaf for _, leaf in nest.leaves(y) if isinstance(leaf, Variable)]
+        shapes = [v.shape for v in found]
+        if self.shapes is not None and shapes != self.shapes:
+            raise ShapeError(
+                f"{self.name}: run again, the function returned other shapes than before.\n"
+                f"  before: {self.shapes}      now: {shapes}\n"
+                f"  It must do the same each time: pass what changes as an argument."
+            )
+        self.shapes = shapes
+        return found
+
+
+def with_holes(values: Any) -> Any:
+    """A nest without its floating-point arrays."""
+    return nest.mapped(lambda leaf: Hole if nest.differentiable(leaf) else leaf, values)
+
+
+def filled(form: Any, arrays: Iterable[Any]) -> Any:
+    """A nest with `arrays` in the places that `with_holes` left."""
+    at = iter(arrays)
+    return nest.mapped(lambda leaf: next(at) if leaf is Hole else leaf, form)
+
+
+# -- running again ---------------------------------------------------------------------------------
+
+
+def checkpoint(f: Function) -> Function:
+    """`f`, of which tapes keep the arguments and not what is computed inside; a sweep computes that again.
+
+        h = tg.checkpoint(block)(x)          # inside a recording; also in the segments of a CapacitorTape
+
+    `f` takes and returns nests of arrays, and may read Variables and parameters from outside: it is run
+    again with the values that they had. It must do the same when it is run again (draw random masks outside, and
+    pass them) and change nothing. Keeps its arguments. Costs one more forward run for each sweep, and memory
+    for one run while it lasts. Outside any recording it is `f`.
+
+    In a CapacitorTape it is run again with the weights that its policy says, today's for "current"; under "replay" all that
+    `f` reads must be an argument or a leaf (RecordingError).
+    """
+    require_function("checkpoint", f)
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not active_tapes():
+            return f(*args, **kwargs)
+        call, reads = Recomputed("checkpoint", f, args, kwargs), Reads()
+        inside = [entered(leaf) for leaf in call.arrays]
+        with alone(reads):
+            y = call.run(inside)
+        call.first = [v._array for v in call.outputs(y)]
+        if not call.first:
+            return y
+        free = reads.outside(inside, call.outputs(y))
+        call.free = [v._slot for v in free]
+        made = iter(recompute([*call.arrays, *free], call))
+        return nest.mapped(lambda leaf: next(made) if isinstance(leaf, Variable) else leaf, y)
+
+    return named(checkpointed, "checkpoint", f)
+
+
+class Reads:
+    """Stands in for a tape, and keeps no entry: only which values were read, and which were made."""
+
+    def __init__(self) -> None:
+        self.read: dict[int, Any] = {}
+        self.made: set[int] = set()
+        self.append: Callable[[Entry], None] = self.note
+
+    def note(self, entry: Entry) -> None:
+        """What an op read, and what it made."""
+        given = sys._getframe(1).f_locals  # of the op's generated code: an entry need not hold what was read
+        for argument, slots in entry[0].input_slots(entry).items():
+            if f"{argument}_value" in given:  # not so for the items of an op with several outputs
+                value = given[f"{argument}_value"]
+                for slot, array in (
+                    zip(slots, value, strict=True) if isinstance(slots, tuple) else [(slots, value)]
+                ):
+                    self.read.setdefault(slot, array)
+        self.made.add(entry[OUT])
+
+    def outside(self, inside: Iterable[Variable], outputs: Iterable[Variable]) -> list[Variable]:
+        """What was read, or handed back, without having been made here or handed in."""
+        found = {**self.read, **{v._slot: v._array for v in outputs}}
+        known = {0, *self.made, *(v._slot for v in inside)}
+        return [result(array, slot) for slot, array in found.items() if slot not in known]
+
+
+class Recomputed(Call):
+    """A call of a checkpointed function. `free`: the slots that it read from outside; `first`: what it returned."""
+
+    free: Sequence[int] = ()
+    first: Sequence[Any] | None = None
+
+    def forward(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs. The first call has just been made; weights="replay" makes others."""
+        if self.first is not None:
+            first, self.first = self.first, None
+            return tuple(first)
+        if any(slot not in LEAVES for slot in self.free):
+            raise RecordingError(
+                'checkpoint: weights="replay" runs the function again, and it reads a Variable that is no argument of it.\n'
+                "  Pass what is computed outside as an argument."
+            )
+        count = len(arrays) - len(self.free)
+        with alone(), rebound(self.free, arrays[count:]):
+            return tuple(v._array for v in self.outputs(self.run(map(constant, arrays[:count]))))
+
+    def pull(self, cts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """The cotangents of the arguments and of what was read from outside."""
+        count, tape = len(arrays) - len(self.free), Tape()
+        record = any(isinstance(v, Variable) for v in (*cts, *arrays))
+        around = active_tapes() if record else ()
+        with alone(*around), rebound(self.free, arrays[count:]):
+            inside = [entered(a) for a in arrays[:count]]
+            with tape:
+                outputs = self.outputs(self.run(inside))
+            seeds = [(y, ct) for y, ct in zip(outputs, cts, strict=True) if y._slot]
+            sums = tape._sweep([y for y, _ in seeds], [ct for _, ct in seeds], (), record).sums
+        slots = [*(v._slot for v in inside), *self.free]
+        return [
+            sums[s] if s in sums else np.zeros(a.shape, a.dtype) for s, a in zip(slots, arrays, strict=True)
+        ]
+
+
+@contextlib.contextmanager
+def rebound(slots: Sequence[int], arrays: Sequence[Any]) -> Iterator[None]:
+    """A scope in which the leaves among `slots` have these arrays for their values, as when they were read."""
+    found = [
+        (LEAVES.get(s), a._array if isinstance(a, Variable) else a)
+        for s, a in zip(slots, arrays, strict=True)
+    ]
+    before = [(leaf, leaf._array, array) for leaf, array in found if leaf is not None]
+    for leaf, _, array in before:
+        leaf._array = array
+    try:
+        yield
+    finally:
+        for leaf, array, _ in before:
+            leaf._array = array
+
+
+EXAMPLE = Recomputed("checkpoint", lambda a, b: (a * b, np.tanh(a)), (0.0, 0.0), {})
+
+
+@primitive(
+    outputs="parts",
+    variadic="arrays",
+    arrays=lambda ct, arrays, call: call.pull(ct, arrays),
+    cases=[Case([(2, 3), (3,)], call=EXAMPLE)],
+)
+def recompute(xp: Any, arrays: Any, *, call: Any) -> Any:
+    r"""One call of a function under `checkpoint`: $y = f(\text{arrays})$, and what $f$ reads from outside. Keeps the arrays."""
+    return call.forward(arrays)
+
+
+# -- a pullback of one's own -----------------------------------------------------------------------
+
+
+class custom_vjp:
+    """`f` with a pullback of its own: what tapes record of it, and what a sweep calls.
+
+        @tg.custom_vjp
+        def log1p_exp(x):
+            return tg.log(1 + tg.exp(x))
+
+        def forward(x):
+            y = tg.exp(x)
+            return tg.log(1 + y), y              # the value, and what the pullback needs
+
+        def backward(y, ct):
+            return (ct * (1 - 1 / (1 + y)),)     # a cotangent for each argument; None is zero
+
+        log1p_exp.defvjp(forward, backward)
+
+    Arguments and the value may be nests; so is the cotangent. All that is differentiated must be an argument: a
+    Variable that is read from outside is an ArgumentError. Where a sweep is itself recorded, `forward` and
+    `backward` are recorded, and must be made of ops.
+    """
+
+    def __init__(self, f: Function) -> None:
+        require_function("custom_vjp", f)
+        self.f = f
+        self.__name__ = self.__qualname__ = getattr(f, "__name__", repr(f))
+        self.__doc__ = getattr(f, "__doc__", None)
+        self._rules: tuple[Function, Function] | None = None
+
+    def defvjp(self, forward: Function, backward: Function) -> None:
+        """`forward(*args)` returns (value, residuals); `backward(residuals, ct)` a tuple of cotangents."""
+        require_function("custom_vjp.defvjp", forward)
+        require_function("custom_vjp.defvjp", backward)
+        self._rules = forward, backward
+
+    def __call__(self, *args: Any) -> Any:
+        if self._rules is None:
+            raise ArgumentError(
+                f"custom_vjp: {self.__name__} has no pullback yet. Call {self.__name__}.defvjp(forward, backward)."
+            )
+        if not active_tapes():
+            return self.f(*args)
+        call, reads = WithPullback(self.__name__, *self._rules, args), Reads()
+        with alone(reads):
+            y = call.value_of(map(constant, call.arrays))
+        if free := reads.outside((), ()):
+            raise ArgumentError(
+                f"custom_vjp: {self.__name__} reads a Variable that is no argument of it: {describe(free[0])}.\n"
+                f"  Its gradient would be lost: pass it as an argument, or as a constant by tg.stop_gradient."
+            )
+        call.first = [nest.array_of(leaf) for _, leaf in nest.leaves(y) if nest.differentiable(leaf)]
+        call.y = with_holes(y)
+        made = call_with_pullback(call.arrays, call)
+        return filled(call.y, made)
+
+
+class WithPullback(Call):
+    """A call of a function with a pullback of its own; `residuals` are what its forward function left for it."""
+
+    residuals: Any = None
+    first: Sequence[Any] | None = None
+    y: Any = Hole  # the form of the value
+
+    def __init__(self, name: str, forward: Function, backward: Function, args: Sequence[Any]) -> None:
+        super().__init__(name, forward, args, {})
+        self.backward = backward
+
+    def value_of(self, arrays: Iterable[Any]) -> Any:
+        """What the function returns, noting the residuals."""
+        pair = self.run(arrays)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ArgumentError(
+                f"custom_vjp: the forward function of {self.name} must return (value, residuals), and {nest.outline(pair)} came."
+            )
+        y, self.residuals = pair
+        return y
+
+    def forward(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs. The first call has just been made; weights="replay" makes others."""
+        if self.first is not None:
+            first, self.first = self.first, None
+            return tuple(first)
+        with alone():
+            y = self.value_of(map(constant, arrays))
+        return tuple(nest.array_of(leaf) for _, leaf in nest.leaves(y) if nest.differentiable(leaf))
+
+    def pull(self, cts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """The cotangents of the arguments, by the user's function. To be recorded, it needs residuals that are."""
+        record = any(isinstance(v, Variable) for v in (*cts, *arrays))
+        residuals = self.run(arrays)[1] if record else self.residuals
+        ct = filled(self.y, cts if record else map(constant, cts))
+        with alone(*(active_tapes() if record else ())):
+            found = self.backward(residuals, ct)
+        by_argument, args = self.by_argument(found), self.form[0]
+        at, cotangents = iter(arrays), []
+        for i, (c, argument) in enumerate(zip(by_argument, args, strict=True)):
+            holes = [leaf for _, leaf in nest.leaves(argument)]
+            given = (
+                [None] * len(holes) if c is None else nest.alike(c, argument, self.where, f"cotangent {i}")
+            )
+            for one, hole in zip(given, holes, strict=True):
+                if hole is Hole:
+                    cotangents.append(self.cotangent(i, one, next(at), record))
+        return cotangents
+
+    @property
+    def where(self) -> str:
+        return f"custom_vjp: the backward function of {self.name}"
+
+    def by_argument(self, found: Any) -> tuple[Any, ...]:
+        """What the user's function returned, if it is a tuple with one cotangent for each argument."""
+        if not isinstance(found, tuple) or len(found) != len(self.form[0]):
+            raise ArgumentError(
+                f"{self.where} must return a tuple of {len(self.form[0])} cotangents, one for each argument "
+                f"(None is zero), and {nest.outline(found)} came."
+            )
+        return found
+
+    def cotangent(self, i: int, ct: Any, array: Any, record: bool) -> Any:
+        """One cotangent, in the dtype and of the shape of its array."""
+        if ct is None:
+            return np.zeros(array.shape, array.dtype)
+        if np.shape(nest.array_of(ct)) != array.shape:
+            raise ShapeError(
+                f"{self.where} returned a cotangent of another shape than argument {i}.\n"
+                f"  cotangent: {describe(ct)}      argument: {describe(array)}"
+            )
+        if record and isinstance(ct, Variable):
+            return ct if ct.dtype == array.dtype else ct.astype(array.dtype)  # type: ignore[attr-defined]
+        return np.asarray(nest.array_of(ct), array.dtype)
+
+
+def halved(x: Any) -> Any:
+    return np.tanh(x) * 0.5, x
+
+
+def halved_pullback(x: Any, ct: Any) -> Any:
+    return (ct * (1.0 - np.tanh(x) ** 2) * 0.5,)
+
+
+HALVED = WithPullback("halved", halved, halved_pullback, (0.0,))
+
+
+@primitive(
+    outputs="parts",
+    variadic="arrays",
+    arrays=lambda ct, arrays, call: call.pull(ct, arrays),
+    cases=[Case([(2, 3)], call=HALVED)],
+)
+def call_with_pullback(xp: Any, arrays: Any, *, call: Any) -> Any:
+    r"""One call of a function under `custom_vjp`: $y = f(\text{arrays})$. Keeps the arrays, and what the function keeps."""
+    return call.forward(arrays)
