@@ -4,7 +4,19 @@ import pathlib
 
 from setuptools import setup
 
-PACKAGES = ["backend", "core", "data", "kernels", "nn", "ops", "optim", "program", "render", "truncation"]
+PACKAGES = [
+    "backend",
+    "core",
+    "data",
+    "kernels",
+    "kernels.cuda",
+    "nn",
+    "ops",
+    "optim",
+    "program",
+    "render",
+    "truncation",
+]
 
 setup(
     name="tapegrad",
@@ -27,5 +39,5 @@ setup(
     },
     packages=["tapegrad", *(f"tapegrad.{name}" for name in PACKAGES)],
     package_dir={"tapegrad": "tapegrad", "tapegrad.kernels": "kernels"},
-    package_data={"tapegrad": ["py.typed"]},
+    package_data={"tapegrad": ["py.typed"], "tapegrad.kernels.cuda": ["*.cu", "*.h"]},
 )

@@ -5,7 +5,7 @@
 
 An LSTM is trained on the text of the main example; then it reads on, batch 1, its weights at rest, with a window of 100
 that slides by 1, and each loss is swept twice: through the whole window, and with Tolerance(eps), which ends where
-the adjoints have fallen below eps times their largest norm. Told are backward steps, the relative error of
+what is still to come, by the decline of the adjoints so far, has fallen below eps. Told are backward steps, the relative error of
 the gradient, sweep by sweep, and the time of a step (with forward) of loops with one tape each.
 """
 

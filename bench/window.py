@@ -79,9 +79,7 @@ def ours(work: Work) -> Variants:
     from peers import tapegrad_loops as tl
 
     variants: Variants = {}
-    cells = {"plain ops": tl.plain_cell}
-    if work.kind == "lstm":
-        cells = {"built-in": tl.built_in_cell, **cells}
+    cells = {"built-in": tl.built_in_cell, "plain ops": tl.plain_cell}
     for cell, make in cells.items():
         for policy in POLICIES if work.hidden < LARGE else POLICIES[:2]:
             for how, setting in COMPILE.items() if work.hidden < LARGE else [("", {})]:

@@ -144,7 +144,8 @@ def reaching() -> dict[Any, list[str]]:
     for name, where in [*names.ELSEWHERE.items(), *((f"linalg.{n}", w) for n, w in names.LINALG.items())]:
         note(where, f"np.{name}")
     for name, where in names.SPECIAL.items():
-        note(where, f"scipy.special.{name}")
+        if name not in names.NO_UFUNCS:
+            note(where, f"scipy.special.{name}")
     for name, where in names.REDUCE.items():
         note(names.PUBLIC.get(where[1], where), f"np.{name}.reduce")
     for name, where in names.ACCUMULATE.items():
@@ -274,7 +275,7 @@ Made of numbers alone, and constants also with `like=v`: {listed(created)}.
 
 ### Refused
 
-{table(["why", "functions"], [[why, ", ".join(found)] for why, found in reasons.items()])}
+{table(["why", "functions"], [[why, ", ".join(found)] for why, found in reasons.items() if found])}
 All of `numpy.fft` is refused but for `fftshift` and `ifftshift`, and all of `numpy.char`, `numpy.strings` and `numpy.polynomial`.
 """
 

@@ -1,7 +1,8 @@
 """Which kernel runs: NumPy's (`cpu.py`), or Numba's (`compiled.py`) where it is installed and faster.
 
 The choice depends on nothing but dtypes, strides and sizes, by limits that were measured (`bench/kernels.py`),
-so that a program computes the same bits each time it runs. The environment variable TAPEGRAD_KERNELS, or
+so that a program computes the same bits each time it runs. Arrays of CuPy go to `cpu.py`, which computes with
+CuPy's functions then. The environment variable TAPEGRAD_KERNELS, or
 `use`, says "numpy" to have NumPy's throughout, "numba" to insist that Numba is there; "auto" is the default.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from . import cpu
 
 Array = Any
-empty = np.empty
+empty, ndarray = np.empty, np.ndarray
 
 MODES = ("auto", "numpy", "numba")
 ALL: dict[str, Kernel] = {}
@@ -75,7 +76,9 @@ MANY = 2048
 
 def in_order(array: Array, dtype: Any) -> Array:
     """`array` as kernels take it: of this dtype, C-ordered; itself if it is so already."""
-    return array if array.dtype is dtype and array.flags.c_contiguous else np.ascontiguousarray(array, dtype)
+    if array.dtype is dtype and array.flags.c_contiguous:
+        return array
+    return cpu.module_of(array).ascontiguousarray(array, dtype)
 
 
 # -- the LSTM ------------------------------------------------------------------------------------------
@@ -87,7 +90,7 @@ def lstm_step_in_one_call(
     """`cpu.lstm_step` by one compiled call, or None: no such kernel here, several rows, shapes that do not fit."""
     dtype, shape = c.dtype, c.shape
     # A call that Numba refuses takes 160 µs; of the reasons, mixed dtypes are the likeliest.
-    if shape[:1] != ONE_ROW or not x.dtype is dtype is w_x.dtype:
+    if shape[:1] != ONE_ROW or not x.dtype is dtype is w_x.dtype or type(x) is not ndarray:
         return None
     kernel = LSTM_STEP[dtype]
     if kernel is None:
@@ -105,7 +108,8 @@ def lstm_step(x: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Array) ->
     """`cpu.lstm_step`, for shapes that fit."""
     gates, from_h = x @ w_x, h @ w_h
     dtype = c.dtype
-    finish = LSTM_GATES[dtype] if gates.dtype is from_h.dtype is dtype is b.dtype else None
+    alike = gates.dtype is from_h.dtype is dtype is b.dtype
+    finish = LSTM_GATES[dtype] if alike and type(gates) is ndarray else None
     if finish is None:
         return cpu.lstm_step(x, h, c, w_x, w_h, b)
     h_next, c_next, tanh_c = empty(c.shape, dtype), empty(c.shape, dtype), empty(c.shape, dtype)
@@ -118,7 +122,7 @@ def lstm_step_pullback(
 ) -> tuple[Array, Array]:
     """`cpu.lstm_step_pullback`."""
     dtype = gates.dtype
-    kernel = LSTM_PULLBACK[dtype]
+    kernel = LSTM_PULLBACK[dtype] if type(gates) is ndarray else None
     if kernel is None:
         return cpu.lstm_step_pullback(ct_h, ct_c, c, gates, tanh_c)
     ct_z, ct_c_in = empty(gates.shape, dtype), empty(c.shape, dtype)
@@ -132,12 +136,13 @@ def lstm_sequence(xs: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Arra
     dtype, xs, h, c, w_x, w_h, b = of_one_dtype(xs, h, c, w_x, w_h, b)
     steps, shape = len(xs), h.shape
     hs, cs = begun_with(h, steps), begun_with(c, steps)
-    gates, tanh_cs = all_products(xs, w_x), empty((steps, *shape), dtype)
-    whole = LSTM_SEQUENCE[dtype] if len(h) == 1 else None
+    gates, tanh_cs = all_products(xs, w_x), room((steps, *shape), h)
+    whole = LSTM_SEQUENCE[dtype] if len(h) == 1 and type(h) is ndarray else None
     if whole is not None:
         whole(w_h, b, gates, hs, cs, tanh_cs)
     else:
-        finish, from_h = LSTM_GATES[dtype] or cpu.lstm_gates, empty((len(h), b.size), dtype)
+        finish = (LSTM_GATES[dtype] if type(h) is ndarray else None) or cpu.lstm_gates
+        from_h = room((len(h), b.size), h)
         for t in range(steps):
             np.matmul(hs[t], w_h, out=from_h)
             finish(from_h, b, cs[t], gates[t], hs[t + 1], cs[t + 1], tanh_cs[t])
@@ -149,12 +154,13 @@ def lstm_sequence_pullback(
 ) -> tuple[Array, Array, Array]:
     """From the cotangents of a sequence's outputs to those of the gates' inputs at every step, and of h and c."""
     dtype = gates.dtype
-    ct_z, ct_h, ct_c = np.empty_like(gates), np.array(ct_h, order="C"), np.array(ct_c, order="C")
-    whole = LSTM_SEQUENCE_PULLBACK[dtype] if len(ct_h) == 1 else None
+    ct_z, ct_h, ct_c = np.empty_like(gates), ct_h.copy(), ct_c.copy()
+    whole = LSTM_SEQUENCE_PULLBACK[dtype] if len(ct_h) == 1 and type(gates) is ndarray else None
     if whole is not None:
         whole(in_order(ct_hs, dtype), c_before, gates, tanh_cs, in_order(w_h, dtype), ct_z, ct_h, ct_c)
         return ct_z, ct_h, ct_c
-    kernel, back = LSTM_PULLBACK[dtype], cpu.transposed_products(w_h, len(ct_h))
+    kernel = LSTM_PULLBACK[dtype] if type(gates) is ndarray else None
+    back = cpu.transposed_products(w_h, len(ct_h))
     for t in range(len(gates) - 1, -1, -1):
         ct_h += ct_hs[t]
         if kernel is None:
@@ -173,7 +179,7 @@ def gru_step_in_one_call(
 ) -> tuple[Array, ...] | None:
     """`cpu.gru_step` as `lstm_step_in_one_call`."""
     dtype, shape = h.dtype, h.shape
-    if shape[:1] != ONE_ROW or not x.dtype is dtype is w_x.dtype:
+    if shape[:1] != ONE_ROW or not x.dtype is dtype is w_x.dtype or type(x) is not ndarray:
         return None
     kernel = GRU_STEP[dtype]
     if kernel is None:
@@ -190,7 +196,8 @@ def gru_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Array) -
     """`cpu.gru_step`, for shapes that fit."""
     gates, from_h = x @ w_x, h @ w_h
     dtype = h.dtype
-    finish = GRU_GATES[dtype] if gates.dtype is from_h.dtype is dtype is b.dtype is b_h.dtype else None
+    alike = gates.dtype is from_h.dtype is dtype is b.dtype is b_h.dtype
+    finish = GRU_GATES[dtype] if alike and type(gates) is ndarray else None
     if finish is None:
         return cpu.gru_step(x, h, w_x, w_h, b, b_h)
     h_next, inner = empty(h.shape, dtype), empty(h.shape, dtype)
@@ -201,7 +208,7 @@ def gru_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Array) -
 def gru_step_pullback(ct: Array, h: Array, gates: Array, inner: Array) -> tuple[Array, Array, Array]:
     """`cpu.gru_step_pullback`."""
     dtype = gates.dtype
-    kernel = GRU_PULLBACK[dtype]
+    kernel = GRU_PULLBACK[dtype] if type(gates) is ndarray else None
     if kernel is None:
         return cpu.gru_step_pullback(ct, h, gates, inner)
     ct_x, ct_h, through_z = empty(gates.shape, dtype), empty(gates.shape, dtype), empty(h.shape, dtype)
@@ -214,13 +221,13 @@ def gru_sequence(xs: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Arr
     (steps, batch, 3n), and each step's `inner`."""
     dtype, xs, h, w_x, w_h, b, b_h = of_one_dtype(xs, h, w_x, w_h, b, b_h)
     steps, shape = len(xs), h.shape
-    hs, gates, inner = begun_with(h, steps), all_products(xs, w_x), empty((steps, *shape), dtype)
-    from_h = empty((len(h), b.size), dtype)
-    whole = GRU_SEQUENCE[dtype] if len(h) == 1 else None
+    hs, gates, inner = begun_with(h, steps), all_products(xs, w_x), room((steps, *shape), h)
+    from_h = room((len(h), b.size), h)
+    whole = GRU_SEQUENCE[dtype] if len(h) == 1 and type(h) is ndarray else None
     if whole is not None:
         whole(w_h, b, b_h, gates, hs, inner, from_h[0])
     else:
-        finish = GRU_GATES[dtype] or cpu.gru_gates
+        finish = (GRU_GATES[dtype] if type(h) is ndarray else None) or cpu.gru_gates
         for t in range(steps):
             np.matmul(hs[t], w_h, out=from_h)
             finish(from_h, b, b_h, hs[t], gates[t], inner[t], hs[t + 1])
@@ -232,8 +239,8 @@ def gru_sequence_pullback(
 ) -> tuple[Array, Array, Array]:
     """From the cotangents of a sequence's outputs to those of x w_x and of h w_h at every step, and of h."""
     dtype = gates.dtype
-    ct_x, ct_h, ct = np.empty_like(gates), np.empty_like(gates), np.array(ct, order="C")
-    whole = GRU_SEQUENCE_PULLBACK[dtype] if len(ct) == 1 else None
+    ct_x, ct_h, ct = np.empty_like(gates), np.empty_like(gates), ct.copy()
+    whole = GRU_SEQUENCE_PULLBACK[dtype] if len(ct) == 1 and type(gates) is ndarray else None
     if whole is not None:
         whole(in_order(ct_hs, dtype), h_before, gates, inner, in_order(w_h, dtype), ct_x, ct_h, ct)
         return ct_x, ct_h, ct
@@ -251,7 +258,7 @@ def gru_sequence_pullback(
 def rnn_step_in_one_call(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array | None:
     """`cpu.rnn_step` as `lstm_step_in_one_call`."""
     dtype, shape = h.dtype, h.shape
-    if shape[:1] != ONE_ROW or not x.dtype is dtype is w_x.dtype:
+    if shape[:1] != ONE_ROW or not x.dtype is dtype is w_x.dtype or type(x) is not ndarray:
         return None
     kernel = RNN_STEP[dtype]
     if kernel is None:
@@ -268,7 +275,7 @@ def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
     """`cpu.rnn_step`, for shapes that fit."""
     h_next, from_h = x @ w_x, h @ w_h
     dtype = h_next.dtype
-    finish = RNN_GATES[dtype] if from_h.dtype is dtype is b.dtype else None
+    finish = RNN_GATES[dtype] if from_h.dtype is dtype is b.dtype and type(h_next) is ndarray else None
     if finish is None:
         return cpu.rnn_step(x, h, w_x, w_h, b)
     finish(from_h, in_order(b, dtype), h_next)
@@ -278,7 +285,7 @@ def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
 def rnn_step_pullback(ct: Array, y: Array) -> Array:
     """`cpu.rnn_step_pullback`."""
     dtype = y.dtype
-    kernel = RNN_PULLBACK[dtype] if y.size >= MANY else None
+    kernel = RNN_PULLBACK[dtype] if y.size >= MANY and type(y) is ndarray else None
     if kernel is None:
         return cpu.rnn_step_pullback(ct, y)
     ct_z = empty(y.shape, dtype)
@@ -289,14 +296,15 @@ def rnn_step_pullback(ct: Array, y: Array) -> Array:
 def rnn_sequence(xs: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> tuple[Array, ...]:
     """Every step's h, the last h, and the h that each step began with."""
     dtype, xs, h, w_x, w_h, b = of_one_dtype(xs, h, w_x, w_h, b)
-    steps, shape = len(xs), h.shape
+    steps = len(xs)
     hs = begun_with(h, steps)
     all_products(xs, w_x, out=hs[1:])
-    whole = RNN_SEQUENCE[dtype] if len(h) == 1 else None
+    whole = RNN_SEQUENCE[dtype] if len(h) == 1 and type(h) is ndarray else None
     if whole is not None:
         whole(w_h, b, hs)
     else:
-        finish, from_h = RNN_GATES[dtype] or cpu.rnn_gates, empty(shape, dtype)
+        finish = (RNN_GATES[dtype] if type(h) is ndarray else None) or cpu.rnn_gates
+        from_h = room(h.shape, h)
         for t in range(steps):
             np.matmul(hs[t], w_h, out=from_h)
             finish(from_h, b, hs[t + 1])
@@ -306,8 +314,8 @@ def rnn_sequence(xs: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> tuple
 def rnn_sequence_pullback(ct_hs: Array, ct: Array, hs: Array, w_h: Array) -> tuple[Array, Array]:
     """From the cotangents of a sequence's outputs to those of what tanh was applied to, and of h."""
     dtype = hs.dtype
-    ct_z, ct = np.empty_like(hs), np.array(ct, order="C")
-    whole = RNN_SEQUENCE_PULLBACK[dtype] if len(ct) == 1 else None
+    ct_z, ct = np.empty_like(hs), ct.copy()
+    whole = RNN_SEQUENCE_PULLBACK[dtype] if len(ct) == 1 and type(hs) is ndarray else None
     if whole is not None:
         whole(in_order(ct_hs, dtype), hs, in_order(w_h, dtype), ct_z, ct)
         return ct_z, ct
@@ -326,20 +334,25 @@ def of_one_dtype(*arrays: Array) -> tuple[Any, ...]:
     """The dtype that the arrays together have, and the arrays as kernels take them."""
     dtype = arrays[0].dtype
     if any(a.dtype is not dtype for a in arrays):
-        dtype = np.result_type(*arrays)
+        dtype = np.result_type(*(a.dtype for a in arrays))
     return dtype, *(in_order(a, dtype) for a in arrays)
+
+
+def room(shape: tuple[int, ...], beside: Array) -> Array:
+    """An empty array of the dtype of another one, and of its library."""
+    return cpu.module_of(beside).empty(shape, beside.dtype)
 
 
 def begun_with(state: Array, steps: int) -> Array:
     """Room for `steps` more states behind the first. Shape: (steps + 1, batch, n)."""
-    states = empty((steps + 1, *state.shape), state.dtype)
+    states = room((steps + 1, *state.shape), state)
     states[0] = state
     return states
 
 
 def all_products(xs: Array, w: Array, out: Array = None) -> Array:
     """x w of every step in one product. Shapes: (steps, batch, n_in), (n_in, m) -> (steps, batch, m)."""
-    out = empty((*xs.shape[:2], w.shape[1]), xs.dtype) if out is None else out
+    out = room((*xs.shape[:2], w.shape[1]), xs) if out is None else out
     np.matmul(xs.reshape(-1, xs.shape[2]), w, out=out.reshape(-1, w.shape[1]))
     return out
 
@@ -350,7 +363,7 @@ def all_products(xs: Array, w: Array, out: Array = None) -> Array:
 def softmax_cross_entropy_in_one_call(logits: Array, labels: Array) -> tuple[Array, Array] | None:
     """`cpu.softmax_cross_entropy`; None without a kernel, and for shapes or labels that do not fit."""
     dtype, shape = logits.dtype, logits.shape
-    kernel = CROSS_ENTROPY[dtype]
+    kernel = CROSS_ENTROPY[dtype] if type(logits) is ndarray else None
     if kernel is None or labels.shape != shape[:-1] or labels.dtype.kind not in "iu" or not logits.size:
         return None
     probabilities = empty(shape, dtype)
@@ -365,7 +378,7 @@ def softmax_cross_entropy_in_one_call(logits: Array, labels: Array) -> tuple[Arr
 def softmax_cross_entropy_pullback(ct: Array, labels: Array, probabilities: Array) -> Array:
     """`cpu.softmax_cross_entropy_pullback`."""
     dtype = probabilities.dtype
-    kernel = CROSS_ENTROPY_PULLBACK[dtype]
+    kernel = CROSS_ENTROPY_PULLBACK[dtype] if type(probabilities) is ndarray else None
     if kernel is None:
         return cpu.softmax_cross_entropy_pullback(ct, labels, probabilities)
     ct_logits, classes = empty(probabilities.shape, dtype), probabilities.shape[-1]
@@ -377,7 +390,7 @@ def softmax_cross_entropy_pullback(ct: Array, labels: Array, probabilities: Arra
 def embedding_gradient(ct: Array, indices: Array, count: int) -> Array:
     """`cpu.embedding_gradient`."""
     dtype = ct.dtype
-    kernel = EMBEDDING_GRADIENT[dtype]
+    kernel = EMBEDDING_GRADIENT[dtype] if type(ct) is ndarray else None
     if kernel is not None:
         gradient = np.zeros((count, ct.shape[1]), dtype)
         if kernel(in_order(ct, dtype), in_order(indices, INT64), gradient):
@@ -390,7 +403,7 @@ def embedding_gradient(ct: Array, indices: Array, count: int) -> Array:
 
 def sgd(value: Array, grad: Array, new: Array, lr: float) -> bool:
     """`cpu.sgd`; `new` is C-ordered, and of one shape and dtype with `value` and `grad`."""
-    kernel = SGD[value.dtype]
+    kernel = SGD[value.dtype] if type(grad) is ndarray else None
     if kernel is None:
         return cpu.sgd(value, grad, new, lr)
     try:
@@ -401,7 +414,7 @@ def sgd(value: Array, grad: Array, new: Array, lr: float) -> bool:
 
 def momentum(value: Array, grad: Array, velocity: Array, new: Array, lr: float, mu: float) -> None:
     """`cpu.momentum`; `velocity` and `new` are C-ordered."""
-    kernel = MOMENTUM[value.dtype]
+    kernel = MOMENTUM[value.dtype] if type(grad) is ndarray else None
     if kernel is None:
         cpu.momentum(value, grad, velocity, new, lr, mu)
     else:
@@ -413,7 +426,8 @@ def adam(
     rate: float, beta1: float, beta2: float, eps: float, unbias: float,
 ) -> None:  # fmt: skip
     """`cpu.adam`; `mean`, `square` and `new` are C-ordered."""
-    kernel, rates = ADAM[value.dtype], (rate, beta1, beta2, eps, unbias)
+    kernel = ADAM[value.dtype] if type(grad) is ndarray else None
+    rates = (rate, beta1, beta2, eps, unbias)
     if kernel is None:
         cpu.adam(value, grad, mean, square, new, *rates)
     else:
@@ -422,13 +436,13 @@ def adam(
 
 def finite(grad: Array) -> bool:
     """`cpu.finite`."""
-    kernel = FINITE[grad.dtype]
+    kernel = FINITE[grad.dtype] if type(grad) is ndarray else None
     return cpu.finite(grad) if kernel is None else kernel(*flat(grad))
 
 
 def squared_norm(grad: Array) -> float:
     """`cpu.squared_norm`."""
-    kernel = SQUARED_NORM[grad.dtype]
+    kernel = SQUARED_NORM[grad.dtype] if type(grad) is ndarray else None
     return cpu.squared_norm(grad) if kernel is None else kernel(*flat(grad))
 
 

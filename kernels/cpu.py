@@ -2,10 +2,14 @@
 
 Shapes are those of `reference.py`. A function named `..._gates` finishes a step after its matrix products, in
 arrays that the caller made; Numba's kernels (`compiled.py`) have the same names and arguments.
+
+Steps, losses and optimizers take CuPy's arrays as well: what NumPy's functions are given an array of CuPy
+they hand on to CuPy. What makes an array does so from another one, or asks `module_of`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +17,28 @@ import numpy as np
 
 Array = Any
 
+
+def module_of(array: Array) -> Any:
+    """The library of `array`: NumPy, or CuPy."""
+    if type(array) is np.ndarray or isinstance(array, np.generic):
+        return np
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
 # -- products ------------------------------------------------------------------------------------------
 
 
 def transposed_product(ct: Array, w: Array) -> Array:
     """ct wᵀ, C-ordered. Shapes: (batch, m), (n, m) -> (batch, n)."""
     # From two rows on BLAS takes w ctᵀ in two thirds of the time: 154 µs, and 8 to copy it back, against 234.
-    return ct @ w.T if len(ct) == 1 else np.ascontiguousarray((w @ ct.T).T)
+    return ct @ w.T if len(ct) == 1 or type(ct) is not np.ndarray else np.ascontiguousarray((w @ ct.T).T)
 
 
 def transposed_products(w: Array, rows: int) -> Callable[[Array], Array]:
     """ct ↦ ct wᵀ, for many ct of `rows` rows."""
     # A transposed copy of a matrix that fits the cache pays for itself at the second use: 159 µs for 32 x 1024
     # by 1024 x 256, where w ctᵀ takes 300. Up to 16 rows both take as long.
-    if rows > FEW_ROWS and w.nbytes <= CACHE:
+    if rows > FEW_ROWS and w.nbytes <= CACHE and type(w) is np.ndarray:
         turned = np.ascontiguousarray(w.T)
         return lambda ct: ct @ turned
     return lambda ct: transposed_product(ct, w)
@@ -39,7 +51,7 @@ CACHE = 1 << 21  # bytes
 def weight_gradient(x: Array, ct: Array) -> Array:
     """xᵀ ct. Shapes: (batch, n), (batch, m) -> (n, m)."""
     # For one row matmul takes a slow path: 38 µs for 128 x 256, where dot takes 7.
-    return np.dot(x.T, ct) if len(x) == 1 else x.T @ ct
+    return np.dot(x.T, ct) if len(x) == 1 and type(x) is np.ndarray else x.T @ ct
 
 
 # -- the LSTM ------------------------------------------------------------------------------------------
@@ -54,7 +66,8 @@ def lstm_gates(
     gates += b
     # sigmoid(z) = tanh(z / 2) / 2 + 1/2: halving three gates makes one tanh of all four.
     sigmoids = gates.reshape(*gates.shape[:-1], 4, n)
-    sigmoids[..., (0, 1, 3), :] *= 0.5
+    for part in (sigmoids[..., :2, :], sigmoids[..., 3, :]):
+        part *= 0.5
     np.tanh(gates, out=gates)
     for gate in (0, 1, 3):
         part = sigmoids[..., gate, :]
@@ -73,8 +86,8 @@ def lstm_step(x: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Array) ->
     Returns h', c', the activated gates (batch, 4n) as [i, f, g, o], and tanh c' (batch, n).
     """
     gates, from_h = x @ w_x, h @ w_h
-    dtype = np.result_type(gates, from_h, b, c)
-    gates = np.asarray(gates, dtype)
+    dtype = np.result_type(gates.dtype, from_h.dtype, b.dtype, c.dtype)
+    gates = gates.astype(dtype, copy=False)
     h_next, c_next, tanh_c = (np.empty_like(c, dtype) for _ in range(3))
     lstm_gates(from_h, b, c, gates, h_next, c_next, tanh_c)
     return h_next, c_next, gates, tanh_c
@@ -132,8 +145,8 @@ def gru_gates(
 def gru_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Array) -> tuple[Array, ...]:
     """One GRU step and what its pullback needs: h', the gates (batch, 3n) as [r, z, n], and `inner` (batch, n)."""
     gates, from_h = x @ w_x, h @ w_h
-    dtype = np.result_type(gates, from_h, b, b_h)
-    gates = np.asarray(gates, dtype)
+    dtype = np.result_type(gates.dtype, from_h.dtype, b.dtype, b_h.dtype)
+    gates = gates.astype(dtype, copy=False)
     h_next, inner = np.empty_like(h, dtype), np.empty_like(h, dtype)
     gru_gates(from_h, b, b_h, h, gates, inner, h_next)
     return h_next, gates, inner
@@ -170,7 +183,7 @@ def rnn_gates(from_h: Array, b: Array, h_next: Array) -> None:
 def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
     """One step of Elman's network: h'."""
     h_next = x @ w_x + h @ w_h
-    h_next = np.asarray(h_next, np.result_type(h_next, b))
+    h_next = h_next.astype(np.result_type(h_next.dtype, b.dtype), copy=False)
     h_next += b
     return np.tanh(h_next, out=h_next)
 
@@ -200,14 +213,15 @@ def softmax_cross_entropy_pullback(ct: Array, labels: Array, probabilities: Arra
     scale = ct / probabilities.dtype.type(labels.size)
     ct_logits = probabilities * scale
     rows = ct_logits.reshape(-1, ct_logits.shape[-1])
-    rows[np.arange(labels.size), labels.ravel()] -= scale
+    rows[module_of(rows).arange(labels.size), labels.ravel()] -= scale
     return ct_logits
 
 
 def embedding_gradient(ct: Array, indices: Array, count: int) -> Array:
     """Row i is the sum of the rows of `ct` whose index is i. Shapes: (k, size), (k,) -> (count, size)."""
-    gradient = np.zeros((count, ct.shape[1]), ct.dtype)
-    np.add.at(gradient, indices, ct)
+    xp = module_of(ct)
+    gradient = xp.zeros((count, ct.shape[1]), ct.dtype)
+    xp.add.at(gradient, indices, ct)
     return gradient
 
 
@@ -218,9 +232,14 @@ def sgd(value: Array, grad: Array, new: Array, lr: float) -> bool:
     """new = value - lr grad; False, with `new` unfinished, if not all of `grad` is finite."""
     if not finite(grad):
         return False
+    descend(value, grad, new, lr)
+    return True
+
+
+def descend(value: Array, grad: Array, new: Array, lr: float) -> None:
+    """new = value - lr grad."""
     np.multiply(grad, -lr, out=new)
     new += value
-    return True
 
 
 def momentum(value: Array, grad: Array, velocity: Array, new: Array, lr: float, mu: float) -> None:

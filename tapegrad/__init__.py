@@ -17,6 +17,7 @@ if not _path.isdir(_path.join(_path.dirname(__file__), "kernels")):
 from . import kernels as kernels
 from .core.adjoints import Adjoints as Adjoints
 from .core.capacitor import CapacitorTape as CapacitorTape
+from .core.move import move_tape as _move_tape  # noqa: F401  (gives tapes their `to`)
 from .core.part import Part as Part
 from .core.primitive import Case as Case
 from .core.primitive import elementwise as elementwise
@@ -35,6 +36,7 @@ from .core.variable import Variable as Variable
 from .core.variable import constant as constant
 from .core.walk import Step as Step
 from .errors import ArgumentError as ArgumentError
+from .errors import DeviceError as DeviceError
 from .errors import DtypeError as DtypeError
 from .errors import EvictedError as EvictedError
 from .errors import GradientError as GradientError
@@ -67,6 +69,7 @@ if _TYPE_CHECKING:  # what is imported late, for those who read types
     from .gradcheck import check_gradients as check_gradients
     from .opaque import checkpoint as checkpoint
     from .opaque import custom_vjp as custom_vjp
+    from .ops.transfer import asarray as asarray
     from .program.function import compile as compile
     from .program.warm import warmup as warmup
     from .transforms import grad as grad
@@ -94,6 +97,7 @@ _LATE = {
     "files": "load save",
     "gradcheck": "GradientReport check_gradients",
     "opaque": "checkpoint custom_vjp",
+    "ops.transfer": "asarray",
     "program.function": "compile",
     "program.warm": "warmup",
     "transforms": "grad hessian hvp jacobian jvp linearize value_and_grad vjp",

@@ -18,14 +18,14 @@ from .core.variable import Variable
 from .ops.elementwise import astype as cast
 from .ops.elementwise import positive
 from .ops.exchange import VERSIONS
-from .ops.names import PUBLIC, function_at
+from .ops.names import PUBLIC, function_at, words
 from .ops.protocols import bare
 from .ops.ranges import full_like
 
 __array_api_version__ = VERSIONS[-1]
 
 # What the standard names. fft is not among it: complex numbers are not differentiated.
-STANDARD = frozenset("""
+STANDARD = words("""
     e inf nan newaxis pi
     bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64 complex64 complex128
     astype can_cast finfo iinfo isdtype result_type
@@ -44,7 +44,7 @@ STANDARD = frozenset("""
     cumulative_prod cumulative_sum max mean min prod std sum var
     all any diff
     __array_namespace_info__
-""".split())  # fmt: skip
+""")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -100,4 +100,3 @@ def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool
     # Sorted from the end, equal elements come in their own order when the result is turned around.
     back = np.flip(np.argsort(np.flip(bare(x), axis), axis=axis, stable=True), axis)
     return np.shape(x)[axis] - 1 - back
-

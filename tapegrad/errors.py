@@ -6,6 +6,8 @@ NumPy user would look for (`ValueError` for a shape, `TypeError` for a dtype).
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 
@@ -31,6 +33,10 @@ class MatrixError(ArgumentError, np.linalg.LinAlgError):
 
 class DtypeError(TapegradError, TypeError):
     """An array of a type that cannot be differentiated or used here."""
+
+
+class DeviceError(TapegradError, TypeError):
+    """Arrays on different devices in one op, or a device that is not there."""
 
 
 class UnsupportedError(TapegradError, TypeError):
@@ -64,7 +70,8 @@ class GradientStopsWarning(UserWarning):
 def describe(value: object) -> str:
     """`value` in the words of an error message: dtype and shape of an array, else its type and repr."""
     array = getattr(value, "_array", value)
-    if isinstance(array, (np.ndarray, np.generic)):
+    cupy = sys.modules.get("cupy")
+    if isinstance(array, (np.ndarray, np.generic)) or (cupy is not None and isinstance(array, cupy.ndarray)):
         return f"{array.dtype} {array.shape}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .backend.device import on_host
 from .errors import ArgumentError, describe
 from .types import Array
 
@@ -15,7 +16,8 @@ from .types import Array
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     """Write `arrays` (a state_dict; also numbers and strings) to `path` as an .npz file.
 
-    The file appears complete: it is written beside its place, flushed to disk and then renamed.
+    The file appears complete: it is written beside its place, flushed to disk and then renamed. Arrays that lie
+    on a device are brought to the host.
     """
     import tempfile  # here: these are 5 ms of `import tapegrad`
     import zipfile
@@ -25,7 +27,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
             f"save: `arrays` must be a dict of arrays, as state_dict() returns, and {describe(arrays)} came."
         )
     path = os.fspath(path)
-    converted = {str(name): np.asanyarray(value) for name, value in arrays.items()}
+    converted = {str(name): np.asanyarray(on_host(value)) for name, value in arrays.items()}
     for name, array in converted.items():
         if array.dtype.hasobject:
             raise ArgumentError(f"save: `{name}` is not an array of numbers or text, and cannot be stored.")

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .core.adjoints import Adjoints
 from .core.capacitor import CapacitorTape
 from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
 from .core.replay import Inputs, Leaf, Rerun
@@ -87,6 +86,8 @@ def check_gradients(
             raise ArgumentError("check_gradients: `order=2` is for a function of arrays, and a loop came.")
         loop, tape = f, args[0]
     else:
+        if order == 2 and not args:
+            raise ArgumentError("check_gradients: `order=2` is for a function of arrays, and none was given.")
         leaves = [argument(i, a) for i, a in enumerate(args)]
         tape = CapacitorTape(Full())
 
@@ -102,7 +103,9 @@ def check_gradients(
 
     require_checkable(tape)
     check = Check(tape, eps, tolerance, directions, np.random.default_rng(seed))
-    check.restores = loop is not f
+    if loop is not f:
+        check.restores = True
+        check.names = {v._slot: f"argument {i}" for i, v in enumerate(leaves)}
     kept_inputs, joint = tape._keeps_inputs, tape.joint
     tape._keeps_inputs = True
     tape._sweep_window = check.sweep_window  # type: ignore[method-assign]
@@ -187,7 +190,9 @@ class Moved(Rerun):
         return held + self.check.factor(slot, segment) * (value - held) + self.moves.get(slot, 0.0)
 
     def compute(self, p: Any, given: dict[str, Any], statics: dict[str, Any]) -> Any:
-        return given["a"] if p.name == "astype" else super().compute(p, given, statics)  # stay in float64
+        if p.name == "astype":
+            return given["a"]  # stay in float64
+        return super().compute(p, given, of_ones_own(statics))
 
     def objective(self) -> float:
         return sum(
@@ -206,6 +211,7 @@ class Check:
         self.limit = self.noise = 0.0
         self.sweeps, self.worst = 0, 0.0
         self.leaves: set[int] = set()
+        self.names: dict[int, str] = {}
         self.crossed: list[tuple[dict[int, Any], dict[int, Any]]] = []
 
     def sweep_window(self, keep: Sequence[Variable], due: Sequence[Clock]) -> Any:
@@ -337,7 +343,7 @@ class Check:
 
     def direction(self, leaf: Variable, even: bool) -> Array:
         """A random direction: steps in proportion to each element, or of `even` size, which small elements need."""
-        scale = scale_of(leaf)
+        scale = scale_of(leaf._array)
         return np.asarray(
             self.rng.standard_normal(leaf.shape) * (np.max(scale, initial=0.0) if even else scale)
         )
@@ -383,7 +389,8 @@ class Check:
     ) -> str:
         """The message: which leaf, which element, and which op's rule, if one op alone is wrong too."""
         lines = [
-            f"check_gradients: sweep {self.sweeps}: the gradient of {leaf.name or 'a leaf'} is not what differences say: "
+            f"check_gradients: sweep {self.sweeps}: the gradient of {leaf.name or self.names.get(slot, 'a leaf')} "
+            f"is not what differences say: "
             f"relative difference {error:.1e}."
         ]
         if leaf.size <= 2000 and not callable(self.joint):
@@ -393,7 +400,9 @@ class Check:
                 for index in np.ndindex(leaf.shape):
                     unit = np.zeros(leaf.shape)
                     unit[index] = 1.0
-                    by_element[index] += self.difference(slot, unit * scale_of(leaf)) / scale_of(leaf)[index]
+                    by_element[index] += (
+                        self.difference(slot, unit * scale_of(leaf._array)) / scale_of(leaf._array)[index]
+                    )
             worst = np.unravel_index(np.argmax(np.abs(by_element - gradient)), leaf.shape)
             where = tuple(int(i) for i in worst)
             lines.append(
@@ -412,12 +421,13 @@ class Check:
                 if found is None:
                     continue
                 argument, kink = found
+                op = op_name(entry, inputs)
                 if kink:
                     return (
-                        f"likely cause: `{entry[0].name}` has a kink at its `{argument}`, in segment {segment.index}: other slopes "
+                        f"likely cause: `{op}` has a kink at its `{argument}`, in segment {segment.index}: other slopes "
                         f"to the left and to the right, and differences say nothing there. Check at other values."
                     )
-                return f"likely cause: the rule of `{entry[0].name}` for `{argument}` is wrong by itself, in segment {segment.index}."
+                return f"likely cause: the rule of `{op}` for `{argument}` is wrong by itself, in segment {segment.index}."
         said = "every op's rule is right by itself: the graph was changed, or an input lies near a kink, or eps does not fit."
         if all_double(window):
             return said
@@ -425,46 +435,43 @@ class Check:
 
     def wrong_rule(self, segment: WindowSegment, entry: Any, inputs: Any) -> tuple[str, bool] | None:
         """The argument for which the pullback of `entry` is wrong, and whether it is at a kink; or None."""
-        variant, p = entry[0], entry[0].primitive
-        slots = variant.input_slots(entry)
-        if p.variadic:
-            return None
-        given = self.given(entry, inputs)
+        p, given = entry[0].primitive, self.given(entry, inputs)
         shapes = entry[SHAPE] if entry[DTYPE] is None else [(entry[SHAPE], entry[DTYPE])]
         cts = [self.rng.standard_normal(shape) for shape, _ in shapes]
         ct = cts[0] if entry[DTYPE] is not None else Bundle(dict(enumerate(cts)))
-        pulled = Adjoints()
-        for slot, contribution in variant.pull(entry, ct):
-            pulled.add(slot, contribution)
+        pulled = [contribution for _, contribution in entry[0].pull(entry, ct)]
 
         def value(moved: dict[str, Any]) -> float:
             y = self.still.compute(p, moved, inputs.statics)
             ys = y[: len(cts)] if entry[DTYPE] is None or p.hidden else [y]
             return float(sum(np.sum(c * v) for c, v in zip(cts, ys, strict=True)))
 
-        for a in variant.live:
-            same = [b for b in variant.live if slots[b] == slots[a]]  # one value given twice
-            d = self.rng.standard_normal(np.shape(given[a]))
+        for place, contribution in zip(places(entry), pulled, strict=True):
+            here = value_at(given, place)
+            d = self.rng.standard_normal(np.shape(here))
             step = self.eps
-            ahead, here, behind = (
-                value({**given, **{b: given[b] + s * step * d for b in same}}) for s in (1.0, 0.0, -1.0)
+            ahead, still, behind = (
+                value(put_at(given, place, here + s * step * d)) for s in (1.0, 0.0, -1.0)
             )
             expected = (ahead - behind) / (2 * step)
-            found = float(np.sum(wide(pulled.sums.get(slots[a], 0.0)) * d))
+            found = float(np.sum(wide(contribution) * d))
             size = max(abs(found), abs(expected), 1e-3)
             if abs(found - expected) > 1e-3 * size:
-                return str(a), abs(ahead - 2 * here + behind) / step > 1e-2 * size
+                return place_name(place), abs(ahead - 2 * still + behind) / step > 1e-2 * size
         return None
 
     def given(self, entry: Entry, inputs: Inputs) -> dict[str, Any]:
-        """What an op that is not variadic was given, by argument, in float64."""
-        slots, found = entry[0].input_slots(entry), {}
-        for a, noted in inputs.arguments.items():
+        """What an op was given, by argument, in float64."""
+        slots = entry[0].input_slots(entry)
+
+        def read(slot: Any, noted: Any) -> Any:
+            if isinstance(slot, tuple):
+                return tuple(map(read, slot, noted))
             if isinstance(noted, Leaf):
-                found[a] = wide(noted.variable._array if noted.array is None else noted.array)
-            else:
-                found[a] = wide(self.held.get(slots.get(a, 0), noted))
-        return found
+                return wide(noted.variable._array if noted.array is None else noted.array)
+            return wide(self.held.get(slot, noted))
+
+        return {a: read(slots.get(a, 0), noted) for a, noted in inputs.arguments.items()}
 
 
 class SecondOrder:
@@ -491,8 +498,7 @@ class SecondOrder:
 
     def check(self, first: Check) -> float:
         """The worst relative difference. Raises GradientError; `first` is the check of the first order, which passed."""
-        errors = self.errors()
-        i, gradient, error = max(errors, key=operator.itemgetter(2))
+        i, gradient, error = max(self.errors(), key=operator.itemgetter(2))
         if error > self.limit:
             raise GradientError(self.explained(i, gradient, error, first))
         return error
@@ -500,23 +506,32 @@ class SecondOrder:
     def errors(self) -> list[tuple[int, Array, float]]:
         """For each argument and direction: position, the derivative that is checked, relative difference."""
         found = grad(self.slope, tuple(range(len(self.args))))(*self.args)
-        return [
-            (i, gradient, self.error(float(np.sum(gradient * d)), *self.difference(i, d)))
-            for i, gradient in enumerate(found)
-            for d in [self.rng.standard_normal(gradient.shape) for _ in range(self.directions)]
-        ]
+        errors = []
+        for i, gradient in enumerate(found):
+            for _ in range(self.directions):
+                d = self.rng.standard_normal(gradient.shape) * scale_of(self.args[i])
+                errors.append((i, gradient, self.error(float(np.sum(gradient * d)), *self.difference(i, d))))
+        return errors
 
     def difference(self, i: int, d: Array) -> tuple[float, float]:
         """The central difference when argument `i` moves along `d`, and what of it may be rounding."""
         ends = []
         for step in (self.eps, -self.eps):
             moved = [a + step * d if i == j else a for j, a in enumerate(self.args)]
-            ends.append(float(self.slope(*moved)))
+            with np.errstate(all="ignore"):
+                ends.append(float(self.slope(*moved)))
+        if not np.isfinite(ends).all():
+            raise GradientError(
+                f"check_gradients: a difference of gradients for argument {i} is not finite ({ends[0]:g} - {ends[1]:g}).\n"
+                f"  A step of eps = {self.eps:g} leaves the domain of an op, or values overflow. Try a smaller eps."
+            )
         noise = 50 * np.finfo(np.float64).eps * max(map(abs, ends)) / self.eps
         return (ends[0] - ends[1]) / (2 * self.eps), noise
 
     def error(self, found: float, expected: float, noise: float) -> float:
         """How far apart, relative to their size, beyond what rounding explains."""
+        if not np.isfinite(found):
+            return float("inf")
         return max(abs(found - expected) - noise, 0.0) / max(abs(found), abs(expected), 1e-4)
 
     def explained(self, i: int, gradient: Array, error: float, first: Check) -> str:
@@ -526,7 +541,9 @@ class SecondOrder:
         ]
         if gradient.size <= 2000:
             units = np.eye(gradient.size).reshape(-1, *gradient.shape)
-            differences = np.array([self.difference(i, unit)[0] for unit in units]).reshape(gradient.shape)
+            scale = scale_of(self.args[i])
+            moved = np.array([self.difference(i, unit * scale)[0] for unit in units])
+            differences = moved.reshape(gradient.shape) / scale
             worst = np.unravel_index(np.argmax(np.abs(differences - gradient)), gradient.shape)
             where = tuple(int(k) for k in worst)
             lines.append(
@@ -539,24 +556,74 @@ class SecondOrder:
         """The op that is wrong in second order by itself, if there is one."""
         for segment in first.window:
             for entry, inputs in zip(segment.entries, segment.inputs, strict=True):
-                if entry[0] is ITEM or entry[0].primitive.variadic:
+                if entry[0] is ITEM:
                     continue
-                p, given = entry[0].primitive, first.given(entry, inputs)
-                live = [a for a in p.arguments if a in entry[0].live]
+                p, given, live = entry[0].primitive, first.given(entry, inputs), places(entry)
 
                 def alone(
                     *xs: Any, p: Any = p, given: Any = given, live: Any = live, inputs: Any = inputs
                 ) -> Any:
-                    y = p.function(*{**given, **dict(zip(live, xs, strict=True))}.values(), **inputs.statics)
+                    for place, x in zip(live, xs, strict=True):
+                        given = put_at(given, place, x)
+                    y = p.function(*given.values(), **of_ones_own(inputs.statics))
                     return reduce(operator.add, [total(v * v) for v in (y if isinstance(y, tuple) else (y,))])
 
-                of_op = SecondOrder(alone, [given[a] for a in live], self.eps, 1e-3, 1, 0)
-                if max(error for _, _, error in of_op.errors()) > of_op.limit:
+                of_op = SecondOrder(alone, [value_at(given, place) for place in live], self.eps, 1e-3, 1, 0)
+                try:
+                    wrong = max(error for _, _, error in of_op.errors()) > of_op.limit
+                except GradientError:  # its domain ends here
+                    continue
+                if wrong:
                     return (
-                        f"likely cause: a rule of `{entry[0].name}` is no derivative that can be differentiated: it must be made "
+                        f"likely cause: a rule of `{op_name(entry, inputs)}` is no derivative that can be differentiated: it must be made "
                         f"of ops, of its residuals as they come (no .value); or its input is at a kink."
                     )
-        return "every op is right by itself in second order: an input lies near a kink, or eps does not fit."
+        return (
+            "every op is right by itself in second order: an input lies near a kink, tg.stop_gradient holds something still "
+            "that differences move, or eps does not fit."
+        )
+
+
+# Where an op was given a value that is differentiated: its argument, and the position in one that is a sequence.
+Place = tuple[str, int | None]
+
+
+def places(entry: Entry) -> list[Place]:
+    """The places of what `entry` differentiates, in the order in which a pull returns its contributions."""
+    slots = entry[0].input_slots(entry)
+    found: list[Place] = []
+    for a in entry[0].live:
+        if isinstance(slots[a], tuple):
+            found += [(a, i) for i, slot in enumerate(slots[a]) if slot]
+        else:
+            found.append((a, None))
+    return found
+
+
+def value_at(given: dict[str, Any], place: Place) -> Any:
+    a, i = place
+    return given[a] if i is None else given[a][i]
+
+
+def put_at(given: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
+    """`given` with `value` at `place`."""
+    a, i = place
+    return {**given, a: value if i is None else (*given[a][:i], value, *given[a][i + 1 :])}
+
+
+def place_name(place: Place) -> str:
+    a, i = place
+    return a if i is None else f"{a}[{i}]"
+
+
+def op_name(entry: Entry, inputs: Inputs) -> str:
+    """The op in the words of a message: of a function that was recorded as one op, that function."""
+    return repr(inputs.statics["call"]) if "call" in inputs.statics else str(entry[0].name)
+
+
+def of_ones_own(statics: dict[str, Any]) -> dict[str, Any]:
+    """`statics` to run an op again: a call of a function notes what it finds, and the recorded one is to stay as it is."""
+    return {**statics, "call": copy.copy(statics["call"])} if "call" in statics else statics
 
 
 class Differences:
@@ -604,9 +671,9 @@ def wide(value: Any) -> Any:
     return np.asarray(value, np.float64) if kind == "f" or isinstance(value, float) else value
 
 
-def scale_of(leaf: Variable) -> Array:
+def scale_of(array: Array) -> Array:
     """The size of each element: how far a step of 1 moves it."""
-    size = np.abs(wide(leaf._array))
+    size = np.abs(wide(array))
     return np.asarray(np.where(size > 0, size, 1.0))
 
 

@@ -5,11 +5,13 @@ A transform differentiates for all arrays of a nest at once, and what it returns
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from .backend.device import on_device
 from .core.variable import Variable
 from .errors import ArgumentError, describe
 
@@ -38,7 +40,10 @@ def rebuilt(nest: Any, values: Iterable[Any]) -> Any:
 
 def _rebuilt(nest: Any, values: Iterator[Any]) -> Any:
     if isinstance(nest, dict):
-        return type(nest)((key, _rebuilt(nest[key], values)) for key in nest)
+        made = copy.copy(nest)  # a defaultdict keeps its default
+        for key in nest:
+            made[key] = _rebuilt(nest[key], values)
+        return made
     if isinstance(nest, (tuple, list)):
         items = [_rebuilt(item, values) for item in nest]
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)  # a named tuple
@@ -51,15 +56,15 @@ def mapped(f: Callable[[Any], Any], nest: Any) -> Any:
 
 
 def alike(nest: Any, like: Any, where: str, what: str) -> list[Any]:
-    """The leaves of `nest`, which must have the form of `like`. Raises ArgumentError that names the place."""
+    """The leaves of `nest` in the order of `like`, whose form it must have. Raises ArgumentError that names the place."""
     found, expected = dict(leaves(nest)), dict(leaves(like))
-    if list(found) != list(expected):
-        path = next((p for p in [*expected, *found] if (p in found) != (p in expected)), "")
+    if found.keys() != expected.keys():
+        path = next(p for p in [*expected, *found] if (p in found) != (p in expected))
         raise ArgumentError(
-            f"{where}: {what} must be nested like the argument it belongs to; at {path or 'the top'} they part.\n"
+            f"{where}: {what} must be nested like what it belongs to; at {path or 'the top'} they part.\n"
             f"  expected: {outline(like)}      came: {outline(nest)}"
         )
-    return list(found.values())
+    return [found[path] for path in expected]
 
 
 def outline(nest: Any) -> str:
@@ -79,4 +84,7 @@ def differentiable(leaf: Any) -> bool:
 
 def array_of(leaf: Any) -> Any:
     """The array of a Variable, array or number."""
-    return leaf._array if isinstance(leaf, Variable) else np.asarray(leaf)
+    if isinstance(leaf, Variable):
+        return leaf._array
+    # What is compiled records what happens to its arrays.
+    return leaf if on_device(leaf) or hasattr(leaf, "namespace") else np.asarray(leaf)

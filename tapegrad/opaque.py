@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from . import nest
+from .backend.device import asarray, freeze, zeros_beside
 from .core.active import active_tapes, alone
-from .core.entry import OUT, Entry
+from .core.entry import Entry
+from .core.generate import keep
 from .core.primitive import Case, primitive
 from .core.tape import Tape
-from .core.variable import LEAVES, Variable, constant, result
+from .core.variable import LEAVES, Variable, constant, next_slot, result
 from .errors import ArgumentError, RecordingError, ShapeError, describe
 from .transforms import entered, named, require_function
 
@@ -34,9 +36,13 @@ class Call:
 
     def __init__(self, name: str, f: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         self.name, self.f = name, f
-        self.arrays = [leaf for _, leaf in nest.leaves((args, kwargs)) if nest.differentiable(leaf)]
-        self.form = with_holes((tuple(args), kwargs))
+        given = nest.mapped(kept, (tuple(args), kwargs))
+        self.arrays = [leaf for _, leaf in nest.leaves(given) if nest.differentiable(leaf)]
+        self.form = with_holes(given)
         self.shapes: list[Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.name}({getattr(self.f, '__name__', 'f')})"
 
     def run(self, arrays: Iterable[Any]) -> Any:
         """What the function returns for these arrays."""
@@ -55,6 +61,12 @@ class Call:
             )
         self.shapes = shapes
         return found
+
+
+def kept(leaf: Any) -> Any:
+    """An argument as a call may hold it until it is run again: the caller may write to the array meanwhile."""
+    array = keep(leaf)
+    return array if array is leaf else freeze(array)
 
 
 def with_holes(values: Any) -> Any:
@@ -90,13 +102,12 @@ def checkpoint(f: Function) -> Function:
         if not active_tapes():
             return f(*args, **kwargs)
         call, reads = Recomputed("checkpoint", f, args, kwargs), Reads()
-        inside = [entered(leaf) for leaf in call.arrays]
         with alone(reads):
-            y = call.run(inside)
+            y = call.run(map(unseen, call.arrays))
         call.first = [v._array for v in call.outputs(y)]
         if not call.first:
             return y
-        free = reads.outside(inside, call.outputs(y))
+        free = reads.outside(call.outputs(y))
         call.free = [v._slot for v in free]
         made = iter(recompute([*call.arrays, *free], call))
         return nest.mapped(lambda leaf: next(made) if isinstance(leaf, Variable) else leaf, y)
@@ -104,16 +115,21 @@ def checkpoint(f: Function) -> Function:
     return named(checkpointed, "checkpoint", f)
 
 
+def unseen(leaf: Any) -> Variable:
+    """An argument under a new slot, as a tape would see it, which none will."""
+    return result(nest.array_of(leaf), -next_slot())
+
+
 class Reads:
-    """Stands in for a tape, and keeps no entry: only which values were read, and which were made."""
+    """Stands in for a tape, and keeps no entry: only which values were read."""
 
     def __init__(self) -> None:
         self.read: dict[int, Any] = {}
-        self.made: set[int] = set()
+        self.first = next_slot()  # lies below every slot that is issued inside
         self.append: Callable[[Entry], None] = self.note
 
     def note(self, entry: Entry) -> None:
-        """What an op read, and what it made."""
+        """What an op read."""
         given = sys._getframe(1).f_locals  # of the op's generated code: an entry need not hold what was read
         for argument, slots in entry[0].input_slots(entry).items():
             if f"{argument}_value" in given:  # not so for the items of an op with several outputs
@@ -122,13 +138,15 @@ class Reads:
                     zip(slots, value, strict=True) if isinstance(slots, tuple) else [(slots, value)]
                 ):
                     self.read.setdefault(slot, array)
-        self.made.add(entry[OUT])
 
-    def outside(self, inside: Iterable[Variable], outputs: Iterable[Variable]) -> list[Variable]:
-        """What was read, or handed back, without having been made here or handed in."""
+    def outside(self, outputs: Iterable[Variable]) -> list[Variable]:
+        """What was read, or handed back, and was there before; also a leaf made here that somebody holds on to."""
         found = {**self.read, **{v._slot: v._array for v in outputs}}
-        known = {0, *self.made, *(v._slot for v in inside)}
-        return [result(array, slot) for slot, array in found.items() if slot not in known]
+        return [
+            result(array, slot)
+            for slot, array in found.items()
+            if slot and (abs(slot) < self.first or slot in LEAVES)
+        ]
 
 
 class Recomputed(Call):
@@ -148,8 +166,9 @@ class Recomputed(Call):
                 "  Pass what is computed outside as an argument."
             )
         count = len(arrays) - len(self.free)
-        with alone(), rebound(self.free, arrays[count:]):
-            return tuple(v._array for v in self.outputs(self.run(map(constant, arrays[:count]))))
+        # Watched, as at first: there a transform returns Variables.
+        with alone(Reads()), rebound(self.free, arrays[count:]):
+            return tuple(v._array for v in self.outputs(self.run(map(unseen, arrays[:count]))))
 
     def pull(self, cts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """The cotangents of the arguments and of what was read from outside."""
@@ -164,7 +183,8 @@ class Recomputed(Call):
             sums = tape._sweep([y for y, _ in seeds], [ct for _, ct in seeds], (), record).sums
         slots = [*(v._slot for v in inside), *self.free]
         return [
-            sums[s] if s in sums else np.zeros(a.shape, a.dtype) for s, a in zip(slots, arrays, strict=True)
+            sums[s] if s in sums else zeros_beside(a, a.shape, a.dtype)
+            for s, a in zip(slots, arrays, strict=True)
         ]
 
 
@@ -175,7 +195,10 @@ def rebound(slots: Sequence[int], arrays: Sequence[Any]) -> Iterator[None]:
         (LEAVES.get(s), a._array if isinstance(a, Variable) else a)
         for s, a in zip(slots, arrays, strict=True)
     ]
-    before = [(leaf, leaf._array, array) for leaf, array in found if leaf is not None]
+    # A leaf that stands as it was read is not touched: other threads may read and assign it meanwhile.
+    before = [
+        (leaf, leaf._array, array) for leaf, array in found if leaf is not None and leaf._array is not array
+    ]
     for leaf, _, array in before:
         leaf._array = array
     try:
@@ -185,7 +208,11 @@ def rebound(slots: Sequence[int], arrays: Sequence[Any]) -> Iterator[None]:
             leaf._array = array
 
 
-EXAMPLE = Recomputed("checkpoint", lambda a, b: (a * b, np.tanh(a)), (0.0, 0.0), {})
+def product_and_tanh(a: Any, b: Any) -> Any:
+    return a * b, np.tanh(a)
+
+
+EXAMPLE = Recomputed("checkpoint", product_and_tanh, (0.0, 0.0), {})
 
 
 @primitive(
@@ -246,7 +273,7 @@ class custom_vjp:
         call, reads = WithPullback(self.__name__, *self._rules, args), Reads()
         with alone(reads):
             y = call.value_of(map(constant, call.arrays))
-        if free := reads.outside((), ()):
+        if free := reads.outside(()):
             raise ArgumentError(
                 f"custom_vjp: {self.__name__} reads a Variable that is no argument of it: {describe(free[0])}.\n"
                 f"  Its gradient would be lost: pass it as an argument, or as a constant by tg.stop_gradient."
@@ -306,6 +333,9 @@ class WithPullback(Call):
                     cotangents.append(self.cotangent(i, one, next(at), record))
         return cotangents
 
+    def __repr__(self) -> str:
+        return f"custom_vjp({self.name})"
+
     @property
     def where(self) -> str:
         return f"custom_vjp: the backward function of {self.name}"
@@ -322,15 +352,15 @@ class WithPullback(Call):
     def cotangent(self, i: int, ct: Any, array: Any, record: bool) -> Any:
         """One cotangent, in the dtype and of the shape of its array."""
         if ct is None:
-            return np.zeros(array.shape, array.dtype)
-        if np.shape(nest.array_of(ct)) != array.shape:
+            return zeros_beside(array, array.shape, array.dtype)
+        if nest.array_of(ct).shape != array.shape:
             raise ShapeError(
                 f"{self.where} returned a cotangent of another shape than argument {i}.\n"
                 f"  cotangent: {describe(ct)}      argument: {describe(array)}"
             )
         if record and isinstance(ct, Variable):
             return ct if ct.dtype == array.dtype else ct.astype(array.dtype)  # type: ignore[attr-defined]
-        return np.asarray(nest.array_of(ct), array.dtype)
+        return asarray(nest.array_of(ct), array.dtype)
 
 
 def halved(x: Any) -> Any:

@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from . import nest
+from .backend.device import module_beside, owned, zeros_beside
 from .core.active import active_tapes
 from .core.adjoints import Adjoints, owned_adjoint
 from .core.pushforward import push_through
@@ -66,12 +65,13 @@ def value_and_grad(f: Function, argnums: ArgNums = 0, *, has_aux: bool = False) 
                 f"grad: with has_aux=True `f` must return (scalar, anything), and {nest.outline(run.y)} came."
             )
         root = run.y[0] if has_aux else run.y
-        if not nest.differentiable(root) or np.shape(nest.array_of(root)) != ():
+        if not nest.differentiable(root) or nest.array_of(root).shape != ():
             raise ArgumentError(
                 f"grad: `f` must return a scalar, and {nest.outline(root)} came.\n"
                 f"  End with tg.sum or tg.mean; or use tg.jacobian, or tg.vjp with a cotangent."
             )
-        found = run.pull([(root, np.ones((), nest.array_of(root).dtype))])
+        array = nest.array_of(root)
+        found = run.pull([(root, module_beside(array).ones((), array.dtype))])
         return run.outward(run.y), found if isinstance(argnums, tuple) else found[0]
 
     return named(both, "value_and_grad", f)
@@ -192,7 +192,7 @@ class Run:
         return [owned_adjoint(adjoints.sums.get(v._slot), v, record) for v in self.entered]
 
     def pushed(self, tangents: Sequence[Any]) -> list[Any]:
-        """The tangent of every output, from one for each leaf that was entered."""
+        """The tangent of every output, in its dtype and the caller's own, from one for each leaf that was entered."""
         record = bool(active_tapes())
         moving = {
             v._slot: t if record or not isinstance(t, Variable) else t._array
@@ -202,9 +202,8 @@ class Run:
         push_through(self.tape._entries(), moving, record=record)
         found = []
         for y in self.outputs:
-            t = moving.get(y._slot) if isinstance(y, Variable) else None
-            shape, dtype = np.shape(nest.array_of(y)), nest.array_of(y).dtype
-            found.append(np.zeros(shape, dtype) if t is None else t)
+            v = y if isinstance(y, Variable) else constant(nest.array_of(y))
+            found.append(owned_adjoint(moving.get(v._slot), v, record))
         return found
 
     def outward(self, y: Any) -> Any:
@@ -235,7 +234,7 @@ def entered(leaf: Any) -> Variable:
     """A leaf of an argument under a new slot, which a tape that begins now differentiates."""
     if isinstance(leaf, Variable) and leaf._slot and active_tapes():
         return positive(leaf)  # type: ignore[no-any-return]
-    array = leaf._array if isinstance(leaf, Variable) else np.array(leaf)
+    array = leaf._array if isinstance(leaf, Variable) else owned(leaf)
     return result(array, -next_slot())
 
 
@@ -278,15 +277,22 @@ def joined(parts: Sequence[Any], over: Any, each: Any, last: bool = False) -> An
     """Arrays like `each`, one for every element of `over`, as one array whose first (or last) axes are those of `over`."""
     if last:
         shape = (*each.shape, *over.shape)
-        return reshape(stack(parts, axis=-1), shape) if parts else np.zeros(shape, each.dtype)
+        return reshape(stack(parts, axis=-1), shape) if parts else zeros_like(each, shape)
     shape = (*over.shape, *each.shape)
-    return reshape(stack(parts), shape) if parts else np.zeros(shape, each.dtype)
+    return reshape(stack(parts), shape) if parts else zeros_like(each, shape)
+
+
+def zeros_like(each: Any, shape: Any) -> Any:
+    """Zeros of the dtype of `each`, and beside it."""
+    array = nest.array_of(each)
+    return zeros_beside(array, shape, array.dtype)
 
 
 def unit_arrays(like: Any) -> Any:
     """The arrays of the shape of `like` that are 1 at one element."""
     for i in range(like.size):
-        unit = np.zeros(like.size, like.dtype)
+        array = nest.array_of(like)
+        unit = zeros_beside(array, array.size, array.dtype)
         unit[i] = 1
         yield unit.reshape(like.shape)
 
@@ -332,7 +338,7 @@ def like(value: Any, v: Any, name: str, what: str) -> Any:
     if isinstance(value, Variable):
         require_shape(value, target, name, what)
         return value if value.dtype == target.dtype else value.astype(target.dtype)  # type: ignore[attr-defined]
-    array = numbers(value, target.dtype, name, what)
+    array = numbers(value, target.dtype, name, what, target._array)
     require_shape(array, target, name, what)
     return array
 

@@ -977,3 +977,42 @@ def test_what_is_not_a_function_is_refused():
         compile(3)
     with pytest.raises(tg.ArgumentError, match="nothing was recorded yet"):
         compile(lambda x: x).program()
+
+
+M = np.random.default_rng(4).standard_normal((3, 3)) + 4 * np.eye(3)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda v: tg.sum(np.linalg.inv(v) ** 2), lambda v: np.linalg.slogdet(v)[1], lambda v: np.linalg.det(v),
+        lambda v: tg.sum(np.linalg.solve(v, np.ones(3)) ** 2), lambda v: tg.sum(np.linalg.eigvalsh(v @ v.T) ** 2),
+        lambda v: tg.sum(np.linalg.svd(v)[1] ** 3), lambda v: tg.sum(np.linalg.cholesky(v @ v.T) ** 2),
+        lambda v: tg.sum(np.linalg.qr(v)[1] ** 2), lambda v: tg.sum(tg.cumsum(v, 0) ** 2),
+        lambda v: tg.sum(np.einsum("ij,kj->ik", v, v) ** 2), lambda v: tg.sum(np.sort(v, axis=None) * np.arange(9)),
+    ],
+)  # fmt: skip
+def test_what_numpy_does_by_lapack_is_one_node(f):
+    v, expected = tg.Variable(M), tg.grad(f)(M)
+    compiled = tg.compile(f)
+    for _ in range(3):
+        with tg.Tape() as tape:
+            y = compiled(v)
+        v.grad = None
+        tape.backward(y)
+        np.testing.assert_allclose(v.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_generalized_ufuncs_are_compiled():
+    rng = np.random.default_rng(0)
+    a, b = tg.Variable(rng.standard_normal((2, 3))), tg.Variable(rng.standard_normal(3))
+    for f in (lambda a, b: np.vecdot(a, b), lambda a, b: np.sum(np.linalg.vecdot(a, b) * np.matvec(a, b))):
+        assert_same(f, compile(f), [a, b], a, b)
+
+
+def test_what_counts_elements_is_refused_by_name():
+    a = tg.Variable(np.arange(3.0))
+    with pytest.raises(tg.UnsupportedError, match=r"cannot be compiled: numpy\.where of a condition alone"):
+        compile(lambda a: tg.sum(a[np.where(a > 0)]))(a)
+    with pytest.raises(tg.UnsupportedError, match=r"cannot be compiled: numpy\.flatnonzero, whose result has a shape"):
+        compile(lambda a: tg.sum(np.polymul(a, a)))(a)

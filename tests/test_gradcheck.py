@@ -309,3 +309,81 @@ def test_parts_of_different_reach_are_checked_with_a_callable_joint():
             tape.backward(loss)
 
     assert tg.check_gradients(loop, tg.CapacitorTape(3, joint=tg.ClipJoint(0.05))).leaves == 3
+
+
+# -- the likely cause ----------------------------------------------------------------------------------
+
+
+def said(f, *args, **options):
+    with pytest.raises(tg.GradientError) as caught:
+        tg.check_gradients(f, *args, **options)
+    return str(caught.value)
+
+
+def test_the_argument_is_named_also_where_one_value_is_given_twice(declare):
+    @declare(a=lambda ct, b: ct * b, b=lambda ct, a: -ct * a)
+    def wrongly_multiplied(xp, a, b):
+        return a * b
+
+    x = np.array([1.0, 2.0])
+    message = said(lambda a, b: tg.sum(wrongly_multiplied(a, b)), x, x + 1)
+    assert "the gradient of argument 1 is not" in message
+    for f in (lambda a: tg.sum(wrongly_multiplied(a, a)), lambda a: tg.sum(wrongly_multiplied(a * 2, a))):
+        assert "the rule of `wrongly_multiplied` for `b` is wrong by itself" in said(f, x)
+
+
+def test_a_wrong_pullback_of_ones_own_and_one_of_a_sequence_are_named(declare):
+    cube = tg.custom_vjp(lambda x: x**3)
+    cube.defvjp(lambda x: (x**3, x), lambda x, ct: (ct * 2 * x,))
+    x = np.array([1.0, 2.0])
+    message = said(lambda a, b: tg.sum(a * cube(b)), x, x)
+    assert "the rule of `custom_vjp(<lambda>)` for `arrays[0]` is wrong by itself" in message
+
+    @tg.primitive(variadic="arrays", arrays=lambda ct, arrays: [ct, *(2 * ct for _ in arrays[1:])])
+    def wrongly_added(xp, arrays):
+        return sum(arrays)
+
+    message = said(lambda a, b: tg.sum(wrongly_added([a, 1.0, b])), x, x)
+    assert "the rule of `wrongly_added` for `arrays[2]` is wrong by itself" in message
+
+
+def test_a_pullback_of_ones_own_is_checked_in_overlapping_windows():
+    f = tg.custom_vjp(np.tanh)
+    f.defvjp(lambda x: (np.tanh(x), np.tanh(x)), lambda y, ct: (ct * (1 - y * y),))
+    w = tg.Parameter(np.array([0.3, -0.6]))
+
+    def loop(tape):
+        h = np.ones(2)
+        for _ in range(6):
+            with tape:
+                h = f(h * w)
+                loss = tg.sum(h**2)
+            tape.backward(loss)
+
+    loop(tg.CapacitorTape(4))
+    expected, w.grad = w.grad, None
+    tg.check_gradients(loop, tg.CapacitorTape(4))
+    np.testing.assert_array_equal(w.grad, expected)
+
+
+def test_in_second_order_a_pullback_that_stops_its_residuals_is_named():
+    square = tg.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2, x), lambda x, ct: (ct * 2 * tg.stop_gradient(x),))
+    message = said(lambda a: tg.sum(square(a)), np.array([1.0, 2.0]), order=2)
+    assert "a rule of `custom_vjp(<lambda>)` is no derivative that can be differentiated" in message
+
+
+def test_in_second_order_steps_are_in_proportion_and_nan_is_a_fault(declare):
+    tg.check_gradients(lambda a: tg.sum(np.log(a)), np.array([1e-6, 1.0, 1e6]), order=2)
+
+    @declare(
+        a=lambda ct, a: ct * 2 * a + 0.0 * ct * np.sqrt(a - a)
+    )  # whose own derivative is 0 times infinity
+    def squared(xp, a):
+        return a * a
+
+    with np.errstate(all="ignore"):
+        message = said(lambda a: tg.sum(squared(a)), np.array([1.0, 2.0]), order=2)
+    assert "a rule of `squared` is no derivative that can be differentiated" in message
+    with pytest.raises(tg.ArgumentError, match="`order=2` is for a function of arrays, and none was given"):
+        tg.check_gradients(lambda: tg.Variable(1.0) * 2.0, order=2)

@@ -14,19 +14,19 @@ PACKAGE = pathlib.Path(tapegrad.__file__).parent
 # Lowest first; within a layer a file may import those before it.
 ORDER = [
     ["errors", "types"],
-    ["backend.namespace", "backend.scipy"],
-    ["kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.choice", "kernels"],
+    ["backend.namespace", "backend.scipy", "backend.device"],
+    ["kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu", "kernels.choice", "kernels"],
     [
-        "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints", "core.printout",
-        "core.guard", "core.seeds", "core.tape", "core.revive", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
-        "core.lag", "core.memory", "core.part", "core.capacitor", "core.snapshot",
+        "core.floating", "core.refusals", "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints",
+        "core.printout", "core.guard", "core.seeds", "core.tape", "core.revive", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
+        "core.lag", "core.memory", "core.part", "core.capacitor", "core.move", "core.snapshot",
     ],
     [
         "ops.elementwise", "ops.rounding", "ops.trigonometry", "ops.shape", "ops.index", "ops.cumulative", "ops.reduce",
         "ops.join", "ops.arrange", "ops.piecewise", "ops.ranges", "ops.masked", "ops.linalg", "ops.einsum", "ops.statistics",
-        "ops.order", "ops.differences", "ops.curves", "ops.windows", "ops.convolve", "ops.pool", "ops.matrix", "ops.factor",
+        "ops.order", "ops.differences", "ops.curves", "ops.windows", "ops.convolve", "ops.polynomials", "ops.pool", "ops.matrix", "ops.factor",
         "ops.determinant", "ops.norm", "ops.softmax", "ops.recurrent", "ops.bessel", "ops.special",
-        "ops.names", "ops.operators", "ops.dispatch", "ops.protocols", "ops.exchange",
+        "ops.transfer", "ops.names", "ops.operators", "ops.dispatch", "ops.protocols", "ops.exchange",
     ],
     ["linalg", "special", "array_api"],
     [

@@ -788,3 +788,8 @@ def test_a_compiled_window_has_the_gradient_of_the_rules(name):
 
     for compiled, ruled in itertools.zip_longest(gradients(True), gradients(False)):
         np.testing.assert_allclose(compiled, ruled, rtol=1e-10, atol=1e-12)
+
+
+def test_pinv_takes_one_cutoff():
+    with pytest.raises(tg.ArgumentError, match="pinv: `rcond` and `rtol` are two names"):
+        np.linalg.pinv(tg.Variable(np.eye(2)), 1e-3, rtol=1e-3)

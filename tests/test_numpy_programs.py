@@ -31,6 +31,13 @@ A = np.array([[0.5, 1.5, 1.05], [2.0, 0.25, 0.75]])
         lambda a: a.copy() + a.conj() + a.real + a.imag + a.conjugate() + a.compress([True, False, True], axis=1).sum(),
         lambda a: a.mT.T + a.transpose(1, 0).T + a.transpose().T + a.T.transpose((1, 0)) + a.astype(np.float64),
         lambda a: np.add.outer(a[0], a[1]) + np.subtract.outer(a[0], A[0]) * np.multiply.outer(A[1], a[1]),
+        lambda a: np.tensordot(a, A.T, ([1, 0], [0, 1])) * a + np.tensordot(a.T, a, ([0, 1], [1, 0])) / a,
+        lambda a: a.astype(np.float64, copy=False) * a.astype("f8", "K", "unsafe", True, False),
+        lambda a: a * sum(a.flat) + a.flat[3] * len(a.flat),
+        lambda a: np.median(a, axis=[0, 1]) * a + np.quantile(a, 0.3, axis=[1]).sum() + np.nanmedian(a, axis=[0]),
+        lambda a: np.pad(a, 1, "reflect", reflect_type="even") + np.pad(a, 1, "symmetric", reflect_type="even"),
+        lambda a: np.clip(a, 0.4, 1.2, where=True, casting="same_kind", dtype=None) + a,
+        lambda a: np.geomspace(a[0], a[1], 4) - np.geomspace(-a[0], -a[1], 3)[1] + np.geomspace(-2, -a[1, 0], 3)[1],
     ],
 )  # fmt: skip
 def test_plain_numpy_records_and_has_the_right_gradient(f):
@@ -95,6 +102,11 @@ def test_assigning_to_one_element_raises_and_names_stack_as_the_cause():
         lambda v, y: np.reshape(v, (4,), order="A"),
         lambda v, y: np.linalg.svd(v, hermitian=True),
         lambda v, y: np.quantile(v, 0.5, weights=y),
+        lambda v, y: np.clip(v, 0.0, 1.0, where=y > 0),
+        lambda v, y: np.clip(v, 0.0, 1.0, dtype=np.float32),
+        lambda v, y: np.pad(v, 1, "reflect", reflect_type="odd"),
+        lambda v, y: np.pad(v, 1, "mean", stat_length=1),
+        lambda v, y: v.astype(np.float32, casting="safe"),
     ],
 )
 def test_what_would_lose_the_recording_raises_and_says_what_to_do(lossy):
@@ -142,3 +154,38 @@ def test_shapes_and_likes_are_plain():
     assert np.allclose(v, A) and v.all() and v.any() and len(v.nonzero()) == 2
     assert v.round(1).tolist() == A.round(1).tolist()
     np.testing.assert_array_equal(np.where(v > 1), np.where(A > 1))
+
+
+def test_an_element_is_taken_out_as_of_an_array():
+    v = tg.Variable(A)
+    assert (v.item(3), v.item(0, 1), v[0, 0].item()) == (A.item(3), A.item(0, 1), A.item(0))
+
+
+def test_a_number_is_formatted_as_python_does():
+    loss = tg.Variable(2.0) ** 2
+    assert f"{loss:.3f} {loss:8.1e}|{loss}" == f"4.000  4.0e+00|{loss!r}"
+    with pytest.raises(TypeError, match="format"):
+        f"{tg.Variable(A):.3f}"
+
+
+@pytest.mark.parametrize("fold", [np.sum, np.prod, np.max, np.min])
+def test_initial_does_not_widen(fold):
+    v = tg.Variable(A.astype(np.float32))
+    for initial in (np.float64(1.5), np.array(1.5), 1.5, 1):
+        y = fold(v, axis=0, initial=initial)
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y.value, fold(v.value, axis=0, initial=initial))
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("name", ["array", "matrix"])
+def test_arrays_whose_operators_mean_something_else_are_refused(name):
+    """NumPy's operators would leave masked elements out, and multiply matrices: here they would not."""
+    other = np.ma.array(np.eye(2), mask=np.eye(2)) if name == "array" else np.asmatrix(np.eye(2))
+    v = tg.Variable(np.ones((2, 2)))
+    for call in (lambda: v * other, lambda: np.multiply(v, other), lambda: np.concatenate([v, other])):
+        with pytest.raises(tg.DtypeError, match=r"Use np\.asarray\("):
+            call()
+    if name == "array":
+        with pytest.raises(tg.DtypeError, match=r"Variable: .*masked"):
+            tg.Variable(other)

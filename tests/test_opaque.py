@@ -1,5 +1,7 @@
 """Functions that are recorded as one op: the gradient is the same, what is kept is not."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -170,6 +172,72 @@ def test_a_function_that_changes_its_mind_is_an_error():
         loss = tg.sum(f(tg.Variable(X0)))
     with pytest.raises(tg.ShapeError, match="run again, the function returned other shapes than before"):
         tape.backward(loss)
+
+
+def test_what_a_function_differentiates_inside_is_not_read_from_outside():
+    """Its leaves are made anew each time: "replay" may run it again, and custom_vjp has nothing to refuse."""
+    cube = tg.grad(lambda x: tg.sum(x**3))
+    w, tape, h = tg.Parameter(X0), tg.CapacitorTape(3, weights="replay"), np.ones(3)
+    f = tg.checkpoint(lambda h: (h * w * cube(X0), cube(h)))
+    for k in range(1, 4):
+        with tape:
+            h, _slope = f(h)
+            loss = tg.sum(h)
+        found = tape.backward(loss).gradients[w]
+        np.testing.assert_allclose(found, k * X0 ** (k - 1) * (3 * X0**2) ** k)
+    tg.check_gradients(lambda x: tg.sum(tg.checkpoint(lambda x: cube(x))(x) * w), X0)
+    g = tg.custom_vjp(cube)
+    g.defvjp(lambda x: (cube(x), x), lambda x, ct: (6 * x * ct,))
+    np.testing.assert_allclose(tg.grad(lambda x: tg.sum(g(x)))(X0), 6 * X0)
+
+
+def test_a_parameter_made_at_the_first_call_gets_its_gradient():
+    made = {}
+
+    def f(x):
+        if not made:
+            made["w"] = tg.Parameter(W0)
+        return x @ made["w"]
+
+    with tg.Tape() as tape:
+        loss = tg.sum(tg.checkpoint(f)(tg.Variable(X0)))
+    tape.backward(loss)
+    np.testing.assert_allclose(made["w"].grad, np.outer(X0, np.ones(3)))
+
+
+def test_arguments_may_be_written_to_after_the_call():
+    index, mask, x = np.array([0, 1, 2]), {"m": np.array([True, False, True])}, X0.copy()
+    v = tg.Variable(X0)
+    product = tg.custom_vjp(lambda a, b: a * b)
+    product.defvjp(lambda a, b: (a * b, (a, b)), lambda ab, ct: (ct * ab[1], ct * ab[0]))
+    with tg.Tape() as tape:
+        chosen = tg.checkpoint(lambda v, i, d, x: np.where(d["m"], v[i] * x, 0.0))(v, index, mask, x)
+        loss = tg.sum(chosen) + tg.sum(product(v, x))
+    index[:], mask["m"][:], x[:] = 0, False, 0.0
+    tape.backward(loss)
+    np.testing.assert_allclose(v.grad, X0 * [2.0, 1.0, 2.0])
+
+
+def test_a_call_leaves_nothing_else_on_the_tape(w):
+    with tg.Tape() as tape:
+        tg.checkpoint(block_of(w))(tg.Variable(X0))
+    assert len(tape) == 2  # the call and its one output
+
+
+def test_a_weight_that_another_thread_assigns_during_a_sweep_stays_assigned(w):
+    def f(x):
+        if runs:
+            thread = threading.Thread(target=lambda: setattr(w, "value", W0 * 2))
+            thread.start()
+            thread.join()
+        runs.append(1)
+        return x @ w
+
+    runs = []
+    with tg.Tape() as tape:
+        loss = tg.sum(tg.checkpoint(f)(tg.Variable(X0)))
+    tape.backward(loss)
+    np.testing.assert_array_equal(w.value, W0 * 2)
 
 
 # -- a pullback of one's own -------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.core.primitive import Primitive
+from tapegrad.ops import names
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
@@ -66,3 +67,12 @@ def test_a_pullback_that_has_a_name_is_shown_whole_but_for_its_docstring(ops):
     assert [ops.body_of(f) for f in ops.named_rules(p)] == [
         "def doubled(ct, a):\n    return ct + ct  # of both"
     ]
+
+
+def test_every_pullback_on_the_page_has_a_name_or_is_an_expression():
+    assert "<lambda>" not in (DOCS / "ops.md").read_text(encoding="utf-8")
+
+
+def test_functions_that_scipy_does_not_ask_about_variables_are_not_said_to_record():
+    written = (DOCS / "ops.md").read_text(encoding="utf-8")
+    assert not [n for n in names.NO_UFUNCS if f"`scipy.special.{n}`" in written]

@@ -399,6 +399,20 @@ def test_neighbours_counted_from_the_end_stay_in_their_places(f, shape):
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12, atol=1e-14)
 
 
+def test_pieces_without_elements_are_planned():
+    """Differences of more steps than there are elements: slices of nothing from nothing."""
+    v, found = tg.Variable(np.linspace(-1.0, 1.7, 6)), []
+    for compile in (False, True):
+        tape, carried = tg.CapacitorTape(3, compile=compile), tg.constant(0.5)
+        for _ in range(4):
+            with tape:
+                empty = tg.tanh(tg.diff(v * 1.0, 9))
+                carried = tg.tanh(tg.sum(empty) + tg.sum(v) * 0.1 + carried)
+            sweep = tape.backward(carried)
+        found.append(sweep.gradients[v])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
 # -- reading ---------------------------------------------------------------------------------------------------
 
 

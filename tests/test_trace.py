@@ -48,7 +48,11 @@ CALLED_AS_THEY_ARE = {
          "digamma", "polygamma_of_order", "beta", "betaln", "hurwitz_zeta", "lower_gamma", "upper_gamma", "lower_beta"],
         "SciPy's",
     ),
+    **dict.fromkeys(["recompute", "call_with_pullback"], "a function of the caller's"),
 }  # fmt: skip
+
+# Segments with these are swept by rules: a signature does not say what a function does.
+SWEPT_BY_RULES = {"recompute", "call_with_pullback"}
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +107,7 @@ def test_the_program_of_an_op_gives_what_its_rule_gives(primitive, case):
             cts = primitives.random_like(rng, ys)
         sweep = tape.backward(ys, cts)
         found.append([sweep.gradients[leaf] for leaf in leaves])
-    assert compiled(tape)
+    assert compiled(tape) is (primitive.name not in SWEPT_BY_RULES)
     assert_same(found[1], found[0])
 
 
@@ -125,7 +129,7 @@ def test_the_program_of_an_op_amid_others_gives_what_the_rules_give(primitive, c
                 carried = tg.tanh(0.1 * total * weight + carried)
             sweep = tape.backward(carried)
         found.append([sweep.gradients[leaf] for leaf in [*leaves, weight]] + [np.array(sweep.joint_norms)])
-    assert compiled(tape)
+    assert compiled(tape) is (primitive.name not in SWEPT_BY_RULES)
     assert_same(found[1], found[0])
 
 

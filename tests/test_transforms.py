@@ -336,3 +336,46 @@ def test_a_function_that_raises_leaves_nothing_behind():
     with tg.Tape() as tape:
         y = tg.sum(tg.Variable(X) ** 2)
     assert len(tape) == 2 and y.item() > 0
+
+
+# -- what comes in and what goes out -------------------------------------------------------------------
+
+
+def test_a_nest_may_be_a_dict_of_any_kind_and_in_any_order():
+    given = collections.defaultdict(list, {"a": X, "b": X + 1})
+    g = tg.grad(lambda d: tg.sum(d["a"] * d["b"]))(given)
+    assert isinstance(g, collections.defaultdict) and g.default_factory is list
+    close(g["a"], X + 1)
+    _, aux = tg.grad(lambda x: (tg.sum(x), collections.Counter("aab")), has_aux=True)(X)
+    assert aux == collections.Counter("aab")
+    _, pull = tg.vjp(lambda x: {"a": x, "b": 2 * x}, X)
+    close(pull({"b": X, "a": B[0] * X})[0], B[0] * X + 2 * X)
+    with pytest.raises(tg.ArgumentError, match=r"nested like what it belongs to; at \['b'\] they part"):
+        pull({"a": X, "c": X})
+
+
+def test_what_comes_out_is_the_callers_own():
+    t, square = tg.Variable(X), np.ones((2, 2))
+    _, found = tg.jvp(lambda x: x, (X,), (t,))
+    found[0] = 7.0
+    assert t.value[0] == X[0]
+    _, (first, second) = tg.jvp(lambda x: (x, x.T), (square,), (square,))
+    first[0, 1] = 7.0
+    assert second[1, 0] == 1.0
+    _, found = tg.jvp(lambda x: x + np.zeros((2, 4)), (X,), (X,))
+    found[0, 0] = 7.0  # not the read-only array that was broadcast
+    assert found[1, 0] == X[0]
+    x = X.copy()
+    y, pull = tg.vjp(lambda x: x**2, x)
+    x[:] = 0.0
+    close(pull(np.ones(4))[0], 2 * X)
+    close(y, X**2)
+
+
+def test_a_tangent_has_the_dtype_of_its_value():
+    narrow = X.astype(np.float32)
+    y, t = tg.jvp(lambda x: x + np.zeros(4), (narrow,), (X,))
+    assert y.dtype == t.dtype == np.float64
+    with tg.Tape():
+        y, t = tg.jvp(lambda x: x + np.zeros(4), (narrow,), (X,))
+    assert y.dtype == t.dtype == np.float64

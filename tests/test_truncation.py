@@ -214,11 +214,12 @@ def test_a_sweep_ends_where_the_rest_cannot_matter():
         with tape:
             x = w * x
         sweep = tape.backward(x)
-    # at the joints the adjoint is 0.5, 0.25 ...: the eleventh is the first below a thousandth of the largest
-    assert sweep.joint_norms == [0.5**k for k in range(1, 12)]
-    assert (sweep.segments, sweep.saved) == (11, 29)
-    assert sweep.left_out == 29 * 0.5**10
-    assert sweep.gradients[w] == 11 * 0.5**39  # of 40 equal shares
+    # at the joints the adjoint is 0.5, 0.25 ..., and the rest twice that: after the thirteenth it is the first
+    # time below half of a thousandth of the largest
+    assert sweep.joint_norms == [0.5**k for k in range(1, 14)]
+    assert (sweep.segments, sweep.saved) == (13, 27)
+    assert sweep.left_out == 27 * 0.5**12
+    assert sweep.gradients[w] == 13 * 0.5**39  # of 40 equal shares
 
 
 def tolerance_run(eps, decay):
@@ -456,7 +457,11 @@ def test_a_tolerance_does_not_end_a_sweep_that_overflows():
     assert not tg.Tolerance(0.1, 20).ends([1.0, math.inf])
     assert not tg.Tolerance(0.1, 20).ends([math.inf, 1.0])
     assert not tg.Tolerance(0.1, 20).ends([1.0, math.nan])
-    assert tg.Tolerance(0.1, 20).ends([1.0, 0.1])
+    assert not tg.Tolerance(0.1, 20).ends([1.0])
+    assert not tg.Tolerance(0.1, 20).ends([1.0, 0.1])
+    assert tg.Tolerance(0.1, 20).ends([1.0, 0.1, 0.01])
+    assert tg.Tolerance(0.1, 20).ends([1.0, 0.0])
+    assert not tg.Tolerance(0.1, 20).ends([0.001, 1.0, 0.002])  # declined, but not over the joints looked at
 
 
 def test_the_measured_variance_knows_that_a_new_sequence_begins():

@@ -384,19 +384,13 @@ rows(  # -- products and linear algebra
     cdist=cdist,
 )  # fmt: skip
 
-NO_CLASSES = {
-    "a softmax over an axis of length 0 is refused here": lambda s: (
-        0 in s.input.shape and s.input.shape[s.args[0]] == 0
-    )
-}
-
 rows(  # -- networks
-    softmax=Op(lambda a, dim, dtype=None: tg.softmax(a, axis=dim) if a.ndim else a * 0.0 + 1.0, without=NO_CLASSES),
-    softmax___with_dtype=Op(lambda a, dim, dtype=None: tg.softmax(a, axis=dim) if a.ndim else a * 0.0 + 1.0, without=NO_CLASSES),
-    log_softmax=Op(lambda a, dim, dtype=None: tg.log_softmax(a, axis=dim) if a.ndim else a * 0.0, without=NO_CLASSES),
-    log_softmax___with_dtype=Op(lambda a, dim, dtype=None: tg.log_softmax(a, axis=dim) if a.ndim else a * 0.0, without=NO_CLASSES),
-    nn__functional__softmin=Op(lambda a, dim, dtype=None: tg.softmax(-a, axis=dim) if a.ndim else a * 0.0 + 1.0, without=NO_CLASSES),
-    nn__functional__softmin___with_dtype=Op(lambda a, dim, dtype=None: tg.softmax(-a, axis=dim) if a.ndim else a * 0.0 + 1.0, without=NO_CLASSES),
+    softmax=Op(lambda a, dim, dtype=None: tg.softmax(a, axis=dim) if a.ndim else a * 0.0 + 1.0),
+    softmax___with_dtype=Op(lambda a, dim, dtype=None: tg.softmax(a, axis=dim) if a.ndim else a * 0.0 + 1.0),
+    log_softmax=Op(lambda a, dim, dtype=None: tg.log_softmax(a, axis=dim) if a.ndim else a * 0.0),
+    log_softmax___with_dtype=Op(lambda a, dim, dtype=None: tg.log_softmax(a, axis=dim) if a.ndim else a * 0.0),
+    nn__functional__softmin=Op(lambda a, dim, dtype=None: tg.softmax(-a, axis=dim) if a.ndim else a * 0.0 + 1.0),
+    nn__functional__softmin___with_dtype=Op(lambda a, dim, dtype=None: tg.softmax(-a, axis=dim) if a.ndim else a * 0.0 + 1.0),
     nn__functional__softplus=softplus, nn__functional__gelu=gelu, nn__functional__elu=elu, nn__functional__prelu=prelu,
     nn__functional__celu=lambda a, alpha=1.0: tg.where(a > 0, a, tg.expm1(tg.minimum(a, 0.0) / alpha) * alpha),
     nn__functional__selu=lambda a: elu(a, 1.6732632423543772, 1.0507009873554805),

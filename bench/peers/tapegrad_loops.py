@@ -54,8 +54,30 @@ class PlainGRU(nn.Module):
         return h, (h,)
 
 
+class StackedLSTM(PlainLSTM):
+    """Layers of LSTM, each one fused op a step."""
+
+    def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
+        after = []
+        for k, layer in enumerate(self.layers):
+            w_x, w_h, b = (getattr(self, f"{name}{layer}") for name in ("w_x", "w_h", "b"))
+            x, c = tg.lstm_step(x, *state[2 * k : 2 * k + 2], w_x, w_h, b)
+            after += [x, c]
+        return x, tuple(after)
+
+
+class FusedGRU(PlainGRU):
+    """A GRU, one fused op a step, as nn.GRUCell has it."""
+
+    def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
+        h = tg.gru_step(x, state[0], self.w_x, self.w_h, self.b, self.b_h)
+        return h, (h,)
+
+
 def built_in_cell(work: Work) -> Any:
-    """nn.LSTMCell with the Work's parameters."""
+    """nn.LSTMCell with the Work's parameters, or what is like it for other kinds."""
+    if work.kind != "lstm":
+        return (FusedGRU if work.kind == "gru" else StackedLSTM)(work.parameters(), work.hidden)
     cell = nn.LSTMCell(work.hidden, work.hidden)
     for name, array in work.parameters().items():
         getattr(cell, name).value = array

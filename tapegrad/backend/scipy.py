@@ -14,13 +14,18 @@ from ..errors import UnsupportedError
 
 @functools.cache
 def special_function(package: str, name: str) -> Any:
-    """A function of SciPy, or of CuPy's copy of it. Raises UnsupportedError where it is not installed."""
+    """A function of SciPy, or of CuPy's copy of it. Raises UnsupportedError where it is not there."""
     try:
         module = import_module({"scipy": "scipy.special", "cupy": "cupyx.scipy.special"}[package])
     except ImportError as error:
         raise UnsupportedError(
             f"{name}: {package} computes it, and is not installed.\n  pip install {package}"
         ) from error
+    if not hasattr(module, name):
+        raise UnsupportedError(
+            f"{name}: CuPy has no such function.\n"
+            f'  Compute it on the host, and bring the result back: tg.asarray(v, device="cpu").'
+        )
     return getattr(module, name)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import owned, refuse_to_mix
 from ..errors import ArgumentError, describe
 from ..types import Array
 from .entry import OUT, Entry
-from .variable import LEAVES, Variable, constant
+from .variable import LEAVES, Variable, constant, zeros_like
 
 
 class Adjoints:
@@ -57,7 +58,12 @@ class Adjoints:
                 continue
             if kept and entry[OUT] in kept:
                 kept[entry[OUT]] = ct
-            for slot, contribution in entry[0].pull(entry, ct):
+            try:
+                contributions = entry[0].pull(entry, ct)
+            except TypeError:
+                refuse_to_mix(f"backward of {entry[0].name}", {"ct": ct, **entry[0].residuals(entry)})
+                raise
+            for slot, contribution in contributions:
                 # `add`, written out: a call for each contribution would cost a tenth of the sweep.
                 held = held_by(slot)
                 if held is None:
@@ -126,7 +132,7 @@ class AdjointMap:
 
     def values(self) -> list[Array]:
         """Every adjoint, as arrays of the reader's own."""
-        return [np.array(ct._array if isinstance(ct, Variable) else ct) for ct in self.by_slot.values()]
+        return [owned(ct._array if isinstance(ct, Variable) else ct) for ct in self.by_slot.values()]
 
     @property
     def norm(self) -> float:
@@ -149,8 +155,8 @@ def variables(values: Any, argument: str) -> list[Variable]:
 def owned_adjoint(ct: Any, v: Variable, record: bool = False) -> Any:
     """`ct` as the reader's own: in the dtype of `v`, zeros for None; a Variable if the sweep was recorded."""
     if ct is None:
-        ct = np.zeros(v.shape, v.dtype)
+        ct = zeros_like(v)
     if record:
         ct = ct if isinstance(ct, Variable) else constant(ct)
         return ct if ct.dtype == v.dtype else ct.astype(v.dtype)
-    return np.array(ct, dtype=v.dtype)
+    return owned(ct, v.dtype)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
+from ..backend.device import flat, zeros_beside
 from ..types import Array, Shape
 from .variable import Result, next_slot, result
 
@@ -48,7 +47,11 @@ class Bundle:
 
     def filled(self, outputs: Sequence[tuple[Shape, Any]]) -> list[Any]:
         """Every part, zeros where nothing came."""
-        return [self.parts.get(i, None) if i in self.parts else np.zeros(*o) for i, o in enumerate(outputs)]
+        parts = self.parts
+        if len(parts) == len(outputs):
+            return [parts[i] for i in range(len(outputs))]
+        beside = next(flat(parts.values()), None)
+        return [parts[i] if i in parts else zeros_beside(beside, *o) for i, o in enumerate(outputs)]
 
 
 class Item:

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import freeze, is_frozen, number_beside, on_device, refuse_to_mix
 from ..backend.namespace import namespace
 from ..errors import DtypeError, OutOfRangeError, ShapeError, TapegradError, describe
 from ..types import Shape
 from .entry import ITEM, record_outputs
+from .refusals import refuse_other_operators
 from .variable import Result, Variable, constant, next_slot, result
 
 PYTHON_NUMBERS = frozenset({float, int, bool})
@@ -85,14 +87,15 @@ def call_source(p: Any) -> tuple[str, dict[str, Any]]:
                 f"        {a}_value = {lifted(p, a)}",
             ]
         else:
-            lines.append(f"    {a}_value = lift_constant({a})")
+            lines.append(f"    {a}_value = lift_constant({a}, ({others(p, a)}))")
     values = ", ".join(f"{a}_value" for a in p.arguments)
     ufunc = ufunc_of(p)
     if ufunc:
         run = f"ufunc({values})  # numpy.{ufunc}"
     else:
         first = f"{p.arguments[0]}_value"
-        xp = f"numpy if type({first}) is ndarray else namespace({'*' if p.variadic else ''}{first})"
+        every = ", ".join(f"{'*' if a == p.variadic else ''}{a}_value" for a in p.arguments)
+        xp = f"numpy if type({first}) is ndarray else namespace({every})"
         run = f"body({', '.join([xp, values, *(f'{n}={n}' for n in p.statics)])})"
     bound = ", ".join([*(f"{a}={a}_value" for a in p.arguments), *(f"{n}={n}" for n in p.statics)])
     lines += [
@@ -126,8 +129,20 @@ def plain_source(p: Any) -> list[str]:
 def lifted(p: Any, argument: str) -> str:
     """The expression for a plain argument. Elementwise ops take Python numbers as they are: those widen no dtype."""
     if p.kind != "elementwise":
-        return f"lift(numpy.asarray({argument}) if type({argument}) in numbers else {argument}, {p.name!r}, {argument!r})"
+        array = f"{number(p, argument)} if type({argument}) in numbers else {argument}"
+        return f"lift({array}, {p.name!r}, {argument!r})"
     return f"{argument} if type({argument}) in numbers else lift({argument}, {p.name!r}, {argument!r})"
+
+
+def number(p: Any, argument: str) -> str:
+    """The expression for an argument that is a number as an array: it lies where the others lie."""
+    beside = others(p, argument)
+    return f"number_beside({argument}, ({beside}))" if beside else f"numpy.asarray({argument})"
+
+
+def others(p: Any, argument: str) -> str:
+    """The other arguments, as the inside of a tuple."""
+    return "".join(f"{a}, " for a in p.arguments if a != argument)
 
 
 def record_source(p: Any, variants: dict[str, Any]) -> list[str]:
@@ -407,6 +422,8 @@ def lift(value: Any, op: str, argument: str) -> Any:
     """A plain argument as what the body can take: a real array, or a number."""
     if type(value) is np.ndarray and value.dtype.kind in "fiub":
         return value
+    if isinstance(value, np.ndarray):
+        refuse_other_operators(value, op, argument)
     if isinstance(value, (list, tuple)):
         value = np.asarray(value)
     kind = getattr(getattr(value, "dtype", None), "kind", "?" if not isinstance(value, complex) else "c")
@@ -422,21 +439,24 @@ def lift(value: Any, op: str, argument: str) -> Any:
     )
 
 
-def lift_constant(value: Any) -> Any:
-    """An argument that is never differentiated (labels, a condition): its array."""
+def lift_constant(value: Any, others: tuple[Any, ...]) -> Any:
+    """An argument that is never differentiated (labels, a condition): its array, a number's beside `others`."""
     if isinstance(value, Variable):
         return value._array
-    return value if hasattr(value, "namespace") else np.asarray(value)
+    if type(value) is np.ndarray or hasattr(value, "namespace") or on_device(value):
+        return value
+    return number_beside(value, others) if np.isscalar(value) else np.asarray(value)
 
 
 def lift_sequence(values: Iterable[Any], op: str, argument: str) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """Slots and arrays of a sequence of arguments."""
     if isinstance(values, Variable):
         values = list(values)
+    values = tuple(values)
     lifted = [
         (v._slot, v._array)
         if isinstance(v, Variable)
-        else (0, lift(np.asarray(v) if type(v) in PYTHON_NUMBERS else v, op, argument))
+        else (0, lift(number_beside(v, values) if type(v) in PYTHON_NUMBERS else v, op, argument))
         for v in values
     ]
     return tuple(s for s, _ in lifted), tuple(a for _, a in lifted)
@@ -449,7 +469,9 @@ def keep(value: Any) -> Any:
         return value.copy() if value.flags.writeable else value
     if kind is tuple:
         return value if ATOMS.issuperset(map(type, value)) else tuple(keep(v) for v in value)
-    return np.asarray(value) if kind is list else value
+    if kind is list:
+        return np.asarray(value)
+    return value.copy() if on_device(value) and not is_frozen(value) else value
 
 
 def plain(y: Any, arguments: tuple[Any, ...], p: Any) -> Any:
@@ -471,8 +493,7 @@ def unrecorded(y: Any, tapes: Any, slots: tuple[Any, ...], p: Any) -> Any:
     """
     flat = itertools.chain(*(s if isinstance(s, tuple) else (s,) for s in slots))
     for array in y if isinstance(y, tuple) else (y,):
-        if isinstance(array, np.ndarray):
-            array.flags.writeable = False  # a recording that keeps it need not copy it
+        freeze(array)  # a recording that keeps it need not copy it
     foreign = tapes is None and any(s > 0 for s in flat)
     if not p.outputs:
         return result(y[0] if p.hidden else y, next_slot() if foreign else 0)
@@ -484,6 +505,7 @@ def explain(p: Any, error: Exception, bound: dict[str, Any]) -> None:
     """Raise `error` from the body of `p` in words that name the op, its arguments and what came."""
     if isinstance(error, TapegradError):
         return
+    refuse_to_mix(p.name, bound)
     shown = "      ".join(
         f"{a}: [{', '.join(describe(v) for v in bound[a])}]"
         if a == p.variadic
@@ -511,7 +533,7 @@ def live_ones(slots: tuple[int, ...], contributions: Iterable[Any]) -> list[tupl
 RUNTIME = {
     "Result": Result, "Variable": Variable, "new": object.__new__, "next_slot": next_slot, "result": result,
     "numpy": np, "ndarray": np.ndarray, "namespace": namespace, "numbers": PYTHON_NUMBERS, "failures": FAILURES,
-    "lift": lift, "lift_constant": lift_constant, "lift_sequence": lift_sequence, "keep": keep,
+    "lift": lift, "lift_constant": lift_constant, "number_beside": number_beside, "lift_sequence": lift_sequence, "keep": keep,
     "plain": plain, "constant": constant, "unrecorded": unrecorded, "explain": explain,
     "ITEM": ITEM, "record_outputs": record_outputs,
 }  # fmt: skip

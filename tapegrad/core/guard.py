@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..errors import RecordingError
 from .entry import Entry
 
@@ -35,7 +36,7 @@ class Guarded(NamedTuple):
 def fingerprints(entry: Entry) -> dict[str, int]:
     """A hash of the bytes of each array that `entry` keeps, by name."""
     kept = entry[0].residuals(entry).items()
-    return {name: hash(value.tobytes()) for name, value in kept if isinstance(value, np.ndarray)}
+    return {name: hash(value.tobytes()) for name, value in kept if isinstance(value, np.ndarray) or on_device(value)}
 
 
 def where_called() -> str:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from ..backend.device import on_device
 from ..errors import WindowWarning
 from .schedule import Schedule
 from .sweep import warn_that_gradients_stop
@@ -36,6 +37,8 @@ class LagWatch:
         window = schedule.window
         chosen = type(schedule).reach is Schedule.reach  # and not one that is adapted as the loop runs
         if not chosen or window is None or window < SHORTEST or sweep.segments < window:
+            return
+        if any(map(on_device, sweep.left_edge.by_slot.values())):  # norms are not read unless somebody asks
             return
         self._verdicts.append(verdict(sweep.joint_norms, sweep.losses))
         latest = self._verdicts[-AGREE:]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..types import Array
 from .entry import OUT, SHAPE, SLOTS, Entry
 from .variable import LEAVES
@@ -70,9 +71,12 @@ class Names:
 
 def holds_array(value: Any) -> bool:
     """Whether a residual is an array, or a sequence with one; statics and shapes are not."""
-    return isinstance(value, (np.ndarray, np.generic)) or (
-        isinstance(value, tuple) and any(holds_array(v) for v in value)
-    )
+    return is_array(value) or (isinstance(value, tuple) and any(holds_array(v) for v in value))
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array, on the host or on a device."""
+    return isinstance(value, (np.ndarray, np.generic)) or on_device(value)
 
 
 def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
@@ -80,15 +84,25 @@ def kept_arrays(entries: Iterable[Entry]) -> Iterator[Array]:
     for entry in entries:
         for value in entry[SLOTS:]:
             for item in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(item, (np.ndarray, np.generic)):
-                    yield item  # type: ignore[misc]
+                if is_array(item):
+                    yield item
+
+
+def arrays_read(entries: Iterable[Entry]) -> Iterator[Any]:
+    """Arrays that say where `entries` computed: what each holds, and the leaves that it read."""
+    for entry in entries:
+        yield from kept_arrays([entry])
+        for slot in entry[0].input_slots(entry).values():
+            for s in slot if isinstance(slot, tuple) else (slot,):
+                if s in LEAVES:
+                    yield LEAVES[s]._array
 
 
 def kept_buffers(entries: Iterable[Entry]) -> dict[int, int]:
     """Bytes of the buffers behind the arrays that `entries` hold, by the id of what owns each."""
     found = {}
     for array in kept_arrays(entries):
-        owner = array if array.base is None or not isinstance(array.base, np.ndarray) else array.base
+        owner: Any = array.base if is_array(array.base) else array
         found[id(owner)] = owner.nbytes
     return found
 

@@ -10,8 +10,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from ..backend.device import flat, owned, zeros_beside
 from ..backend.namespace import namespace
 from ..errors import ArgumentError, describe
 from ..types import ArrayLike
@@ -22,7 +21,7 @@ from .primitive import REGISTRY
 from .revive import ByReference, revive
 from .seeds import Roots, numbers, require_shape, roots_of
 from .tape import Tape
-from .variable import Variable
+from .variable import Variable, zeros_like
 
 
 def pushforward(tape: Tape, tangents: Mapping[Variable, ArrayLike], root: Roots = None) -> Any:
@@ -38,11 +37,11 @@ def pushforward(tape: Tape, tangents: Mapping[Variable, ArrayLike], root: Roots 
             raise ArgumentError(
                 f"{tape._name}.pushforward: `tangents` must map leaves to arrays, and {describe(v)} came for a leaf."
             )
-        moving[v._slot] = numbers(t, v.dtype, f"{tape._name}.pushforward", "tangent")
+        moving[v._slot] = numbers(t, v.dtype, f"{tape._name}.pushforward", "tangent", v._array)
         require_shape(moving[v._slot], v, f"{tape._name}.pushforward", "tangent")
     with alone():
         push_through(tape._entries(), moving)
-    out = [np.array(moving.get(r._slot, np.zeros(r.shape)), dtype=r.dtype) for r in roots]
+    out = [owned(moving.get(r._slot, zeros_like(r)), r.dtype) for r in roots]
     return out if isinstance(root, Sequence) else out[0]
 
 
@@ -90,7 +89,10 @@ def push_by_transposing(entry: Entry, tangents: Mapping[int, Any], record: bool)
     """J t as the gradient of ct -> <Jᵀ ct, t>: a pullback is linear in `ct`, so any ct will do."""
     revived, shapes = entry if record else revive(entry), entry[SHAPE]
     several = bool(shapes) and isinstance(shapes[0], tuple)
-    cts = [Variable(np.zeros(*s)) for s in shapes] if several else [Variable(np.zeros(shapes, entry[DTYPE]))]
+    beside = next((t for t in flat(tangents.values()) if not isinstance(t, Bundle)), None)
+    cts = [
+        Variable(zeros_beside(beside, *s)) for s in (shapes if several else [(shapes, entry[DTYPE])])
+    ]
     tape = Tape()
     with alone() if not record else contextlib.nullcontext(), tape:
         contributions = list(revived[0].pull(revived, Bundle(dict(enumerate(cts))) if several else cts[0]))

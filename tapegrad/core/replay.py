@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backend.device import flat
 from ..backend.namespace import namespace
 from ..errors import ArgumentError
 from .entry import ITEM, OUT, SLOTS, Entry
@@ -116,7 +117,7 @@ class Rerun:
     def compute(self, p: Any, given: dict[str, Any], statics: dict[str, Any]) -> Any:
         """What the body of an op returns for these arguments."""
         first = next(iter(given.values()))
-        xp = namespace(*first) if isinstance(first, tuple) else namespace(first)
+        xp = np if type(first) is np.ndarray else namespace(*flat(given.values()))
         return p.body(xp, *given.values(), **statics)
 
     def _run(self, segment: WindowSegment, span: Span, entry: Entry, inputs: Inputs | None) -> Entry:

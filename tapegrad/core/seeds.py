@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, owned, placed_beside
 from ..errors import ArgumentError, DtypeError, RecordingError, ShapeError, describe
 from ..types import Array
 from .entry import DTYPE, OUT, SHAPE
+from .printout import arrays_read
 from .variable import Variable, result
 
 Roots = Variable | Sequence[Variable] | None
@@ -29,7 +31,8 @@ def roots_of(tape: Any, root: Roots) -> list[Variable]:
                 f"{tape._name}.backward: the last value recorded is {last[0].name} of shape {last[SHAPE]}, not a scalar.\n"
                 f"  Name the root, backward(loss); or end with tg.sum or tg.mean; or give a seed of its shape."
             )
-        return [result(np.empty((), last[DTYPE]), last[OUT])]
+        beside = next(arrays_read(reversed(tape._entries())), None)
+        return [result(module_beside(beside).empty((), last[DTYPE]), last[OUT])]
     roots = list(root) if isinstance(root, Sequence) else [root]
     if not roots:
         raise ArgumentError(f"{tape._name}.backward: the list of roots is empty. Give at least one.")
@@ -74,11 +77,11 @@ def seed_for(tape: Any, root: Variable, seed: Any, record: bool) -> Any:
                 f"{tape._name}.backward: the root is not a scalar: {describe(root._array)}.\n"
                 f"  Reduce it (tg.mean, tg.sum), or give its cotangent: backward(root, seed=array of shape {root.shape})."
             )
-        return np.ones((), root.dtype)
+        return module_beside(root._array).ones((), root.dtype)
     if isinstance(seed, Variable):
         require_shape(seed, root, f"{tape._name}.backward", "seed")
         return seed if record else seed._array
-    seed = numbers(seed, root.dtype, f"{tape._name}.backward", "seed")
+    seed = numbers(seed, root.dtype, f"{tape._name}.backward", "seed", root._array)
     require_shape(seed, root, f"{tape._name}.backward", "seed")
     return seed
 
@@ -90,14 +93,14 @@ def require_shape(array: Any, v: Variable, where: str, what: str) -> None:
         )
 
 
-def numbers(values: Any, dtype: Any, where: str, what: str) -> Array:
-    """`values` as a fresh real array of `dtype`, or the error that says what came."""
+def numbers(values: Any, dtype: Any, where: str, what: str, beside: Any = None) -> Array:
+    """`values` as a fresh real array of `dtype` on the device of `beside`, or the error that says what came."""
     try:
-        array = np.array(values)
+        array = owned(values if beside is None else placed_beside(values, beside, where, what))
     except ValueError:
         array = np.array(None)
     if array.dtype.kind not in "fiub":
         raise DtypeError(
             f"{where}: the {what} must be an array of real numbers, and {describe(values)} came."
         )
-    return array.astype(dtype)
+    return array.astype(dtype)  # type: ignore[no-any-return]

@@ -2,7 +2,8 @@
 
 Slots are issued once per process, so a snapshot holds them as numbers whose order matters, and loading
 issues new ones in that order. Leaves are found by name. Arrays are kept with the layout in memory that
-they had (views share a buffer as before), for the last bit of a matrix product may depend on it.
+they had (views share a buffer as before), for the last bit of a matrix product may depend on it. They are stored as
+the host's; where the leaves lie on a device, loading puts the others there too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from ..backend.device import freeze, moved, on_device, on_host
 from ..errors import ArgumentError, RecordingError, ShapeError, UnsupportedError, describe
 from ..types import Array
 from .capacitor import CapacitorTape
@@ -110,6 +112,7 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
     reader = Reader(saved, state, named(parameters), where)
     segments = [segment_from(s, tape, reader) for s in state["segments"]]
     carry = reader(state["carry"])
+    device, reader.device = reader.device, "cpu"  # schedules count, and draw their numbers, on the host
     schedules = [clock.schedule.fresh() for clock in tape._clocks]
     for schedule, clock in zip(schedules, state["clocks"], strict=True):
         schedule.load_state_dict(reader(clock[3]))
@@ -134,7 +137,8 @@ def load_state_dict(tape: CapacitorTape, saved: Mapping[str, Any], *, parameters
                 span.clock.spans.append((segment, span))
         if tape._guard:
             segment.guarded = [Guarded.now(entry) for entry in segment.entries]
-    tape._programs.load_state_dict(state.get("programs"), reader.slot)
+    # What was compiled for the host is of no use on a device.
+    tape._programs.load_state_dict(state.get("programs") if device == "cpu" else None, reader.slot)
     return carry
 
 
@@ -187,6 +191,8 @@ class Writer:
                 "variable": self.slot(value._slot),
                 "value": self(value._array) if value._slot >= 0 else None,
             }
+        if on_device(value):
+            value = on_host(value)
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             return self.array(value)
         if isinstance(value, np.generic):
@@ -320,6 +326,8 @@ class Reader:
             if key.startswith("array."):
                 self.buffers[int(key.removeprefix("array."))] = np.ascontiguousarray(value)
         self.leaves = {int(slot): self._leaf(leaf, names) for slot, leaf in state["leaves"].items()}
+        self.device = next((v.device for v in self.leaves.values() if v.device != "cpu"), "cpu")
+        self._moved: dict[str, Any] = {}  # a view that is met again is one array on a device too
         self._new: dict[int, int] = {slot: v._slot for slot, v in self.leaves.items()}
         for slot in sorted(set(slots_in(state))):
             self._new[slot] = next_slot()
@@ -365,7 +373,7 @@ class Reader:
             "dict": lambda c: {k: self(v) for k, v in c.items()},
             "slice": lambda c: slice(*map(self, c)),
             "ellipsis": lambda c: Ellipsis,
-            "scalar": lambda c: self(c)[()],
+            "scalar": self.scalar,
             "dtype": np.dtype,
         }
         return readers[kind](content)
@@ -374,7 +382,17 @@ class Reader:
         buffer = self.buffers[view["array"]]
         made: Array = np.ndarray(view["shape"], view["dtype"], buffer, view["offset"], view["strides"])
         made.flags.writeable = False
-        return made
+        if self.device == "cpu":
+            return made
+        key = str(view)
+        if key not in self._moved:
+            self._moved[key] = freeze(moved(made, self.device))
+        return self._moved[key]  # type: ignore[no-any-return]
+
+    def scalar(self, view: Any) -> Any:
+        """A number of NumPy's; on a device a real one is an array without axes."""
+        found = self.array(view)
+        return found if on_device(found) and found.dtype.kind == "f" else on_host(found)[()]
 
 
 def slots_in(state: Any) -> Iterable[int]:

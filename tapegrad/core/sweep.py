@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import owned
 from ..errors import ArgumentError, GradientStopsWarning, ShapeError, describe
 from .adjoints import AdjointMap, Adjoints
 from .entry import Entry
@@ -52,7 +53,7 @@ class Sweep(Adjoints):
     def keep_all(self) -> None:
         """Copy what a compiled sweep found out of its memory."""
         if self.lazy_joints is not None:
-            copies = [{s: np.array(ct) for s, ct in pending.items()} for pending in self.lazy_joints()]
+            copies = [{s: owned(ct) for s, ct in pending.items()} for pending in self.lazy_joints()]
             self._at_joints, self.lazy_joints = [AdjointMap(pending) for pending in copies], None
         if self.settlement is not None:
             for slot, ct in self.settlement.form().items():
@@ -262,13 +263,15 @@ def through(joint: Joint, pending: Pending) -> Pending:
     """The adjoints that a joint lets pass. A callable gets arrays of its own, to change as it likes."""
     if not callable(joint):
         return {slot: ct * joint for slot, ct in pending.items()} if joint else {}
-    passed = joint({slot: np.array(ct) for slot, ct in pending.items()})
+    passed = joint({slot: owned(ct) for slot, ct in pending.items()})
     if not isinstance(passed, dict) or any(slot not in pending for slot in passed):
         raise ArgumentError(
             f"joint: it must return a dict of adjoints by slot, of those it was given, and {describe(passed)} came."
         )
     for slot, ct in passed.items():
-        if np.asarray(ct).dtype.kind not in "fiu":
+        if not hasattr(ct, "dtype"):
+            ct = np.asarray(ct)
+        if ct.dtype.kind not in "fiu":
             raise ArgumentError(
                 f"joint: an adjoint must be an array of real numbers, and {describe(ct)} came back."
             )

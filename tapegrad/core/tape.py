@@ -67,6 +67,7 @@ class Tape:
 
     pushforward: Callable[..., Any]  # forward mode over the recording; see pushforward.py
     walk: Callable[..., Any]  # the sweep one entry at a time; see walk.py
+    to: Callable[..., Any]  # to another device; see move.py
     revive: Callable[[Entry], Entry]  # an entry for a sweep that is recorded; see revive.py
     append: Callable[[Entry], None]
 

@@ -13,14 +13,16 @@ whose entry was dropped is a constant without anyone having to cut anything.
 from __future__ import annotations
 
 import itertools
-import sys
 import weakref
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, DtypeError, ShapeError, UnsupportedError, describe
+from ..backend.device import device_of, freeze, on_device, on_host, owned, placed_beside, zeros_beside
+from ..errors import ArgumentError, ShapeError, UnsupportedError, describe
 from ..types import Array, ArrayLike, Shape
+from .floating import floating
+from .refusals import refuse_assignment, refuse_moved_leaf, refuse_plain_array
 
 next_slot = itertools.count(1).__next__
 
@@ -32,9 +34,9 @@ LEAVES: weakref.WeakValueDictionary[int, Variable] = weakref.WeakValueDictionary
 class Variable:
     """An array that is differentiated.
 
-    `value` is copied; it must be floating point. Assign to `.value` to change it (recordings keep
-    the array they used). `.grad` is `None` until a `backward` reaches this leaf, and then an array
-    of the same shape and dtype that later sweeps add to; set it to `None` to start again.
+    `value` is copied and stays where it lies, on the host or on a device; it must be floating point. Assign to
+    `.value` to change it (recordings keep the array they used). `.grad` is `None` until a `backward` reaches this
+    leaf, and then an array of the same shape and dtype that later sweeps add to; set it to `None` to start again.
 
     Raises DtypeError for integers, booleans, complex numbers and objects.
     """
@@ -56,15 +58,21 @@ class Variable:
 
     @property
     def value(self) -> Array:
-        """The array, read-only. To change a leaf assign: `p.value = p.value - lr * p.grad`."""
+        """The array, read-only. To change a leaf assign: `p.value = p.value - lr * p.grad`.
+
+        On a device it is CuPy's array, which has no flag that forbids to write: do not.
+        """
         array = self._array
-        if not isinstance(array, np.ndarray):
+        if type(array) is not np.ndarray:
+            if on_device(array):
+                return array  # type: ignore[no-any-return]
             array = self._array = np.asarray(array)
         array.flags.writeable = False
         return array  # type: ignore[no-any-return]
 
     @value.setter
     def value(self, value: ArrayLike) -> None:
+        value = placed_beside(getattr(value, "_array", value), self._array, "value", "value")
         array = floating(value, "value", dtype=self._array.dtype)
         if array.shape != self._array.shape:
             raise ShapeError(
@@ -87,7 +95,7 @@ class Variable:
     @grad.setter
     def grad(self, grad: ArrayLike | None) -> None:
         if grad is not None:
-            grad = np.array(grad, dtype=self.dtype)
+            grad = owned(placed_beside(grad, self._array, "grad", "gradient"), self.dtype)
             if grad.shape != self.shape:
                 raise ShapeError(
                     f"grad: expected the shape of the value.\n"
@@ -103,8 +111,9 @@ class Variable:
                 f"and its value is {describe(self._array)}.\n"
                 f"  A rule of an op, or the hook of a joint, returned another shape than it was given."
             )
+        refuse_moved_leaf(self.name, self._array, ct)
         if self.grad is None:
-            self._grad = np.array(ct, dtype=self.dtype)
+            self._grad = owned(ct, self.dtype)
         else:
             self._grad += ct
 
@@ -126,9 +135,14 @@ class Variable:
     def size(self) -> int:
         return self._array.size  # type: ignore[no-any-return]
 
-    def item(self) -> float:
-        """The only element, as a Python number."""
-        return self._array.item()  # type: ignore[no-any-return]
+    @property
+    def device(self) -> str:
+        """Where the value lies: "cpu", or "cuda:0"."""
+        return device_of(self._array)
+
+    def item(self, *index: Any) -> float:
+        """The only element, or the one at `index`, as a Python number."""
+        return self._array.item(*index)  # type: ignore[no-any-return]
 
     def __float__(self) -> float:
         if self._slot > 0:
@@ -147,13 +161,8 @@ class Variable:
     __hash__ = object.__hash__
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        if self._slot == 0:
-            return np.array(self.value, dtype=dtype, copy=copy)
-        raise UnsupportedError(
-            "a differentiated Variable cannot become a plain array: its gradient would be lost in silence.\n"
-            "  Use v.value for the bare array, tg.stack([v, ...]) to build an array from Variables,\n"
-            "  tg.index_put(y, mask, v) instead of y[mask] = v, and tg.where(mask, v, y) for a v of the shape of y."
-        )
+        refuse_plain_array(self._array, self._slot != 0)
+        return np.array(self.value, dtype=dtype, copy=copy)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise UnsupportedError(
@@ -162,11 +171,15 @@ class Variable:
         )
 
     def __repr__(self) -> str:
-        body = np.array2string(np.asarray(self._array), separator=", ", prefix=f"{type(self).__name__}(")
-        return f"{type(self).__name__}({body}, dtype={self.dtype})"
+        body = np.array2string(np.asarray(on_host(self._array)), separator=", ", prefix=f"{type(self).__name__}(")
+        device = f", device={self.device!r}" if on_device(self._array) else ""
+        return f"{type(self).__name__}({body}, dtype={self.dtype}{device})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and not self.ndim else object.__format__(self, spec)
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), np.array(self._array), self.grad, self.name)
+        return _restore, (type(self), owned(self._array), self.grad, self.name)
 
 
 class Parameter(Variable):
@@ -185,7 +198,7 @@ class Parameter(Variable):
             Variable.grad.fset(self, grad)  # type: ignore[attr-defined]
         else:  # shared with the vector: None empties it
             piece = self._grad
-            Variable.grad.fset(self, np.zeros(self.shape) if grad is None else grad)  # type: ignore[attr-defined]
+            Variable.grad.fset(self, zeros_like(self) if grad is None else grad)  # type: ignore[attr-defined]
             piece[...] = self._grad
             self._grad = piece
 
@@ -228,7 +241,7 @@ class Result(Variable):
         return "Variable" + Variable.__repr__(self).removeprefix("Result")
 
     def __reduce__(self) -> Any:
-        return constant, (np.array(self._array),)
+        return constant, (owned(self._array),)
 
 
 def result(array: Any, slot: int) -> Result:
@@ -241,46 +254,20 @@ def result(array: Any, slot: int) -> Result:
 
 def constant(array: ArrayLike) -> Variable:
     """`array` as a Variable that is not differentiated, kept by reference: do not write to it later."""
-    view = np.asarray(array._array if isinstance(array, Variable) else array).view()
-    view.flags.writeable = False  # which tells a recording that it need not copy
-    return result(view, 0)
+    array = array._array if isinstance(array, Variable) else array
+    # Frozen, a recording knows that it need not copy.
+    return result(freeze((array if on_device(array) else np.asarray(array)).view()), 0)
 
 
-def floating(value: ArrayLike, name: str, dtype: Any = None) -> Array:
-    """A fresh C-ordered floating-point array from `value`, or the error that says why not."""
-    if isinstance(value, Variable):
-        value = value._array
-    try:
-        array = np.array(value, order="C")
-    except ValueError:  # rows of different lengths
-        array = np.array(None)
-    if dtype is not None and array.dtype.kind in "fiub":
-        array = array.astype(dtype)
-    if array.dtype.kind != "f":
-        raise DtypeError(
-            f"{name}: a differentiated value must be real floating point, and "
-            f"{describe(array if array.dtype.kind != 'O' else value)} came.\n"
-            f"  Write np.asarray(x, np.float32), or leave integers (labels, indices) as plain arrays."
-        )
-    return array
+def zeros_like(v: Variable) -> Array:
+    """Zeros of the shape and dtype of `v`, where it lies."""
+    return zeros_beside(v._array, v.shape, v.dtype)  # type: ignore[no-any-return]
 
 
 def formed(grad: Any) -> Array:
     """A gradient as an array: a compiled sweep leaves one as a product until it is read."""
-    return grad if isinstance(grad, np.ndarray) else grad.form()
-
-
-def refuse_assignment() -> None:
-    """Raise if the Python statement that runs now is `... [index] = value`."""
-    from opcode import opmap  # here: 1 ms that most programs need not pay
-
-    frame = sys._getframe(2)
-    if frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]:
-        raise UnsupportedError(
-            "a differentiated Variable was assigned to an element of an array: its gradient would be lost in silence.\n"
-            "  Use y = tg.index_put(y, index, v), or tg.stack([v, ...]) to build the array;\n"
-            "  y[i] = v.value if no gradient is wanted."
-        )
+    is_one = isinstance(grad, np.ndarray) or on_device(grad)
+    return grad if is_one else grad.form()  # type: ignore[no-any-return]
 
 
 def _restore(kind: type[Variable], array: Array, grad: Array | None, name: str | None) -> Variable:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import zeros_beside
 from ..core.schedule import require_count
 from ..core.variable import Parameter, Variable, constant
 from ..errors import ArgumentError, describe
@@ -30,9 +31,9 @@ class Cell(Module):
         self.b = Parameter(np.zeros(width, dtype))
 
     def zeros(self, batch: int) -> Variable:
-        """A state of zeros, a constant. Shape (batch, n_hidden)."""
+        """A state of zeros where the weights are, a constant. Shape (batch, n_hidden)."""
         require_count(type(self).__name__, "batch", batch)
-        return constant(np.zeros((batch, self.n_hidden), self.dtype))
+        return constant(zeros_beside(self.w_h._array, (batch, self.n_hidden), self.dtype))
 
     def initial_state(self, batch: int) -> Any:
         """The state before the first input, in the form that `forward` takes and returns."""

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, on_device
 from ..core.active import alone
+from ..core.generate import keep
 from ..core.schedule import require_count
 from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
@@ -84,11 +86,10 @@ class DocumentEncoder(Module):
     def _held(self, word: Any, before: Sequence[Any]) -> Any:
         """`word` to be used later: an array that the caller may write to is copied."""
         if not isinstance(word, Variable):
-            word = np.asarray(word)
+            word = word if on_device(word) else np.asarray(word)
             if self.embedding is not None and word.ndim == 0:
                 word = word.reshape(1)
-            if word.flags.writeable:
-                word = word.copy()
+            word = keep(word)
         if before and word.shape != before[-1].shape:
             raise ShapeError(
                 f"DocumentEncoder: every word must have the same shape.\n"
@@ -104,7 +105,7 @@ class DocumentEncoder(Module):
 
     def _embedded(self, words: Sequence[Any]) -> Iterable[Any]:
         """What the cell takes for each word. The table is read once: each read costs a gradient of its size."""
-        return words if self.embedding is None else unstack(self.embedding(np.stack(words)), axis=0)
+        return words if self.embedding is None else unstack(self.embedding(module_beside(*words).stack(words)), axis=0)
 
     def _initial_state(self, word: Any) -> Any:
         if not word.ndim:
@@ -124,7 +125,7 @@ class ConcatPooling(Module):
     def forward(self, outputs: Any) -> Any:
         if not len(outputs):
             raise ArgumentError("ConcatPooling: there are no outputs to pool. Give at least one.")
-        over_time = outputs if isinstance(outputs, Variable | np.ndarray) else stack(outputs, axis=0)
+        over_time = outputs if isinstance(outputs, Variable | np.ndarray) or on_device(outputs) else stack(outputs, axis=0)
         return concat([outputs[-1], largest(over_time, axis=0), mean(over_time, axis=0)], axis=-1)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.variable import Parameter
+from ..backend.device import moved
+from ..core.variable import Parameter, zeros_like
 from ..errors import ArgumentError
 from ..types import Array
 
@@ -36,6 +37,13 @@ class FlatParameter(Parameter):
         """Take the members' values, after one of them was assigned."""
         self.rebind(joined(self._members))
 
+    def to(self, device: Any) -> None:
+        """Move the vectors of values and gradients to `device`, and the members' pieces with them."""
+        self.rebind(moved(self._array, device))
+        self._grad = moved(self._grad, device)
+        for member, piece in zip(self._members, pieces(self._grad, self._members), strict=True):
+            member._grad = piece
+
     def __reduce__(self) -> Any:
         return flattened, (self._members,)
 
@@ -54,7 +62,7 @@ def flatten(members: Sequence[Parameter]) -> tuple[FlatParameter, Array]:
     params = next((m.flat() for m in members if m.flat is not None and m.flat() is not None), None)
     if params is None:
         params = FlatParameter(members)
-        params._grad = np.zeros(params.shape, params.dtype)
+        params._grad = zeros_like(params)
         for member, piece in zip(members, pieces(params._grad, members), strict=True):
             piece[...] = 0 if member.grad is None else member.grad
             member._grad = piece

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.variable import Parameter, floating
+import numpy as np
+
+from ..backend.device import moved, on_host
+from ..core.floating import floating
+from ..core.move import move_leaf
+from ..core.variable import Parameter
 from ..errors import ArgumentError, ShapeError, describe
 from ..types import Array
 from .flat import FlatParameter, flatten
@@ -42,11 +47,24 @@ class Module:
     def parameters(self, flat: bool = False) -> Any:
         """The parameters as a list; with `flat=True` as `(params, grads)`, one vector each.
 
-        `grads` is a NumPy array into which every later `backward` adds; `params` is a Parameter:
+        `grads` is an array into which every later `backward` adds; `params` is a Parameter:
         assign `params.value = params.value - lr * grads` to update all. Needs a single dtype.
         """
         members = [parameter for _, parameter in self.named_parameters()]
         return flatten(members) if flat else members
+
+    def to(self, device: Any) -> Module:
+        """This module, its parameters and their gradients moved to `device`: "cpu", "cuda", "cuda:1".
+
+        They are the same leaves there. A window that was recorded before moves by `tape.to(device, carry=state)`.
+        """
+        for parameter in self.parameters():
+            vector = parameter.flat() if parameter.flat is not None else None
+            if vector is None:
+                move_leaf(parameter, device)
+            else:
+                vector.to(device)
+        return self
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -54,11 +72,14 @@ class Module:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters' values by path."""
-        return {name: parameter.value.copy() for name, parameter in self.named_parameters()}
+        """Copies of the parameters' values by path, on the host."""
+        return {name: np.array(on_host(parameter._array)) for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the values of `state_dict`. Raises, and changes nothing, unless names and shapes all fit."""
+        """Take the values of `state_dict`, each to the device of its parameter.
+
+        Raises, and changes nothing, unless names and shapes all fit.
+        """
         own = dict(self.named_parameters())
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
@@ -75,7 +96,7 @@ class Module:
                     f"  here: {describe(parameter)}      there: {describe(arrays[name])}"
                 )
         for name, parameter in own.items():
-            parameter.value = arrays[name]
+            parameter.value = moved(arrays[name], parameter.device)
 
     def __repr__(self) -> str:
         lines = [f"  {name}: {describe(parameter)}" for name, parameter in self.named_parameters()]

@@ -120,6 +120,7 @@ def rot90(m: Any, k: int = 1, axes: tuple[int, int] = (0, 1)) -> Any:
         Case((2, 3), repeats=3, axis=0),
         Case((3, 2), repeats=np.array([2, 0, 3]), axis=0),
         Case((2, 3), repeats=(1, 2, 0), axis=-1),
+        Case((2, 3), repeats=(1, 2), axis=0),
         Case((2, 2), repeats=(3, 0, 1, 2)),
         Case((2, 3), repeats=0, axis=1),
         Case((), repeats=3),
@@ -229,7 +230,10 @@ def pad(xp, array, *, pad_width, mode="constant", constant_values=0):
     "wrap" goes on at the other end. Raises UnsupportedError for NumPy's other modes.
     """
     if mode not in PAD_MODES:
-        raise UnsupportedError(f"pad: `mode` must be one of {', '.join(PAD_MODES)}, and {mode!r} came.")
+        raise UnsupportedError(
+            f"pad: `mode` must be one of {', '.join(PAD_MODES)}, and {mode!r} came.\n"
+            f"  Use tg.concat([before, v, after], axis) for margins of another kind."
+        )
     if mode != "constant":
         return xp.pad(array, pad_width, mode)
     if isinstance(constant_values, Variable):
@@ -238,6 +242,19 @@ def pad(xp, array, *, pad_width, mode="constant", constant_values=0):
             "  They are not differentiated. Join the margins with concat, or write them with where."
         )
     return xp.pad(array, pad_width, mode, constant_values=constant_values)
+
+
+def numpy_pad(array: Any, pad_width: Any, mode: str = "constant", **others: Any) -> Any:
+    """`np.pad`, whose other keywords depend on the mode."""
+    if others.get("reflect_type") == "even":  # as it is without
+        del others["reflect_type"]
+    refused = [name for name in others if mode != "constant" or name != "constant_values"]
+    if refused and mode in PAD_MODES:
+        raise UnsupportedError(
+            f"numpy.pad: {', '.join(refused)} cannot be recorded on a Variable with the mode {mode!r}.\n"
+            f"  Leave it out, or apply the function to v.value if no gradient is wanted."
+        )
+    return pad(array, pad_width, mode, **({} if refused else others))
 
 
 def unpad(ct: Any, shape: tuple[int, ...], pad_width: Any, mode: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, number_beside, on_device, surely_all
 from ..core.generate import PYTHON_NUMBERS, lift
 from ..core.primitive import Case, linear, primitive
 from ..core.variable import Variable
@@ -19,11 +20,13 @@ from .elementwise import equal, exp, isnan, where
 from .shape import concat, reshape
 
 
-def as_array(a: Any, op: str, argument: str = "a") -> Any:
-    """`a` as something that has a shape: a Variable, or a real array."""
+def as_array(a: Any, op: str, argument: str = "a", beside: Any = ()) -> Any:
+    """`a` as something that has a shape: a Variable, or a real array; numbers and lists go where `beside` are."""
     if isinstance(a, Variable):
         return a
-    return lift(np.asarray(a) if type(a) in PYTHON_NUMBERS else a, op, argument)
+    if beside and isinstance(a, list | tuple):
+        return lift(number_beside(lift(a, op, argument), beside), op, argument)
+    return lift(number_beside(a, beside) if type(a) in PYTHON_NUMBERS else a, op, argument)
 
 
 def value_of(a: Any) -> Any:
@@ -55,7 +58,19 @@ def pushed(a: Any, axis: int, first: float) -> Any:
 
 
 def filled_like(a: Any, number: float) -> Any:
-    return np.full(a.shape, number, a.dtype)
+    return module_beside(value_of(a)).full(a.shape, number, a.dtype)
+
+
+def accumulated(ufunc: Any, a: Any, axis: int) -> Any:
+    """`ufunc.accumulate`. CuPy has that for sums and products alone, so on a device pairs are joined by doubling."""
+    if not on_device(a):
+        return ufunc.accumulate(a, axis=axis)
+    y, reach = a.copy(), 1
+    while reach < a.shape[axis]:
+        later, earlier = cut(y, axis, reach, None), cut(y, axis, None, -reach)
+        later[...] = ufunc(later, earlier)
+        reach *= 2
+    return y
 
 
 def running_axis(a_shape: tuple[int, ...], axis: int | None) -> int:
@@ -116,7 +131,7 @@ def cumulative(running: Any, x: Any, axis: int | None, include_initial: bool, fi
     if not include_initial:
         return y
     shape = tuple(1 if i == axis % y.ndim else n for i, n in enumerate(y.shape))
-    return concat([np.full(shape, first, y.dtype), y], axis)
+    return concat([module_beside(value_of(y)).full(shape, first, y.dtype), y], axis)
 
 
 def nancumsum(a: Any, axis: int | None = None) -> Any:
@@ -183,7 +198,7 @@ def cumprod_pullback(ct: Any, a: Any, y: Any, axis: int | None) -> Any:
     """
     along = running_axis(a.shape, axis)
     factors = reshape(a, y.shape)
-    if np.all(value_of(a)):
+    if surely_all(value_of(a)):
         return reshape(sum_to_the_end(ct * y, along) / factors, a.shape)
     return reshape(pushed(y, along, 1.0) * carried_back(ct, factors, along), a.shape)
 
@@ -230,4 +245,4 @@ def logcumsumexp(xp, a, *, axis=None):
     """
     if axis is None or not a.ndim:
         a, axis = xp.reshape(a, (-1,)), 0
-    return np.logaddexp.accumulate(a, axis=axis)
+    return accumulated(np.logaddexp, a, axis)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside
 from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
 from . import elementwise as e
@@ -22,7 +23,8 @@ def interp(x: Any, xp: Any, fp: Any, left: Any = None, right: Any = None, period
     piece to its right (at the last, to its left), and 0 beyond the ends, where y is `left` and `right` (fp[0] and fp[-1] for
     None). With `period` x and xp are taken modulo it. Keeps the dtype, where NumPy gives float64.
     """
-    x, xp, fp = as_array(x, "interp", "x"), as_array(xp, "interp", "xp"), as_array(fp, "interp", "fp")
+    xp, fp = as_array(xp, "interp", "xp", [fp, x]), as_array(fp, "interp", "fp", [xp, x])
+    x = as_array(x, "interp", "x", [xp, fp])
     if xp.ndim != 1 or fp.shape != xp.shape or not xp.size:
         raise ShapeError(
             "interp: `xp` and `fp` must be one number each for at least one point.\n"
@@ -69,11 +71,11 @@ def polyval(p: Any, x: Any) -> Any:
 
     Shapes: p (n,), x (...) -> (...). Differentiated in both.
     """
-    p, x = as_array(p, "polyval", "p"), as_array(x, "polyval", "x")
+    p, x = as_array(p, "polyval", "p", [x]), as_array(x, "polyval", "x", [p])
     if p.ndim != 1:
         raise ShapeError(f"polyval: `p` must have one axis.\n  p: {describe(p)}")
     p, x = like(p, x), like(x, p)
-    y = np.zeros(x.shape, x.dtype)
+    y = module_beside(value_of(x)).zeros(x.shape, x.dtype)
     for coefficient in p:
         y = e.add(e.multiply(y, x), coefficient)
     return y
@@ -93,7 +95,7 @@ def vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:
     x = as_array(x, "vander", "x")
     if x.ndim != 1:
         raise ShapeError(f"vander: `x` must have one axis.\n  x: {describe(x)}")
-    powers = np.arange(x.size if N is None else N)
+    powers = module_beside(value_of(x)).arange(x.size if N is None else N)
     if x.dtype.kind == "f":
         powers = powers.astype(x.dtype)
     return e.power(expand_dims(x, 1), powers if increasing else powers[::-1])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import surely_all
 from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
 from . import elementwise as e
@@ -39,7 +40,7 @@ def ending(values: Any, a: Any, axis: int, argument: str) -> list[Any]:
     """What is joined to `a`, if anything."""
     if values is None:
         return []
-    values = as_array(values, "diff", argument)
+    values = as_array(values, "diff", argument, [a])
     if not isinstance(values, Variable) and a.dtype.kind == "f":
         values = values.astype(a.dtype)  # a number does not widen
     if values.ndim:
@@ -57,7 +58,7 @@ def ediff1d(ary: Any, to_end: Any = None, to_begin: Any = None) -> Any:
 def flat(values: Any, y: Any, argument: str) -> list[Any]:
     if values is None:
         return []
-    values = ravel(as_array(values, "ediff1d", argument))
+    values = ravel(as_array(values, "ediff1d", argument, [y]))
     return [values if isinstance(values, Variable) or y.dtype.kind != "f" else values.astype(y.dtype)]
 
 
@@ -98,7 +99,7 @@ def spacings(f: Any, axes: tuple[int, ...], given: tuple[Any, ...]) -> list[Any]
 
 
 def steps(f: Any, axis: int, spacing: Any) -> Any:
-    spacing = as_array(spacing, "gradient", "spacing")
+    spacing = as_array(spacing, "gradient", "spacing", [f])
     if not spacing.ndim:
         return spacing if isinstance(spacing, Variable) else float(spacing)
     if spacing.shape != (f.shape[axis],):
@@ -108,7 +109,7 @@ def steps(f: Any, axis: int, spacing: Any) -> Any:
         )
     if not isinstance(spacing, Variable):
         spacing = np.diff(spacing.astype(np.float64)).astype(f.dtype)
-        if spacing.size and (spacing == spacing[0]).all():
+        if spacing.size and surely_all(spacing == spacing[0]):
             return float(spacing[0])
     else:
         spacing = diff(spacing)
@@ -178,7 +179,7 @@ def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
     axis = axis_of(y, axis, "trapezoid")
     width = dx
     if x is not None:
-        x = as_array(x, "trapezoid", "x")
+        x = as_array(x, "trapezoid", "x", [y])
         width = diff(x, axis=axis - y.ndim if x.ndim > 1 else -1)
         if x.ndim == 1:
             width = reshape(width, tuple(-1 if i == axis % y.ndim else 1 for i in range(y.ndim)))

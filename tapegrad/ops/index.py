@@ -178,6 +178,11 @@ def places_of(shape: tuple[int, ...], index: Any) -> Any:
     return np.arange(math.prod(shape)).reshape(shape)[index]
 
 
+def not_written(ct: Any, index: Any) -> Any:
+    """The cotangent of `a`: 0 where its elements were written over."""
+    return overwrite(ct, 0.0, index)
+
+
 def kept_ones(ct: Any, index: Any, value_shape: tuple[int, ...]) -> Any:
     """The cotangent of `value`: that of each place, for the value that stayed there."""
     index, shape = checked(index), ct.shape
@@ -200,10 +205,11 @@ def summed_to(ct: Any, shape: tuple[int, ...]) -> Any:
 
 written.__name__ = "index_put"  # what errors and printouts call it
 overwrite: Any = primitive(
-    a=lambda ct, index: overwrite(ct, 0.0, index),
-    value=lambda ct, index, value_shape: kept_ones(ct, index, value_shape),
+    a=not_written,
+    value=kept_ones,
     cases=[
         Case((4, 3), (3,), index=1),
+        Case((4, 3), (1, 1, 3), index=1),
         Case((4, 3), (), index=(slice(None, None, -2), slice(1, None))),
         Case((4, 3), (3, 3), index=np.array([2, 0, 2])),
         Case((4, 3), (3, 1), index=(np.array([[0], [1], [0]]), np.array([1, -1, 1]))),

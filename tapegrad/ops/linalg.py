@@ -203,7 +203,7 @@ def summed_axes(a: Any, b: Any, axes: Any) -> tuple[list[int], list[int]]:
 
 def as_matrix(a: Any, order: tuple[int, ...], shape: tuple[int, int]) -> Any:
     """`a` with its axes in `order`, as a matrix; nothing is recorded for what is so already."""
-    if order == (1, 0):
+    if order == (1, 0) and a.shape[::-1] == shape:
         return a.mT
     if order != tuple(range(a.ndim)):
         a = transpose(a, order)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device, surely_all
+from ..core.generate import PYTHON_NUMBERS
 from ..errors import ArgumentError, ShapeError, describe
 from . import elementwise as e
 from . import reduce
@@ -37,6 +39,13 @@ def picked(a: Any, where: Any, otherwise: Any, op: str) -> Any:
     return a if where is True else e.where(mask_of(where, a, op), a, otherwise)
 
 
+def start_of(initial: Any, a: Any) -> Any:
+    """`initial` in the dtype of `a`, which it does not widen; a Python number is of any."""
+    if a.dtype.kind != "f" or type(initial) in PYTHON_NUMBERS or getattr(initial, "dtype", None) == a.dtype:
+        return initial
+    return e.astype(initial if hasattr(initial, "dtype") else np.asarray(initial), a.dtype)
+
+
 def counts(a: Any, axis: Any, keepdims: bool, where: Any, op: str) -> Any:
     """How many elements go into each result, as a constant of the dtype that a mean of `a` has."""
     dtype = a.dtype if a.dtype.kind == "f" else np.float64
@@ -44,10 +53,11 @@ def counts(a: Any, axis: Any, keepdims: bool, where: Any, op: str) -> Any:
 
 
 def quotient(total: Any, count: Any, message: str) -> Any:
-    """`total / count`; NaN, with a warning and without a gradient, where `count` is not above 0."""
-    if np.all(count > 0):
+    """`total / count`; NaN, without a gradient and with a warning from the host, where `count` is not above 0."""
+    if surely_all(count > 0):
         return e.divide(total, count)
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    if not on_device(count):
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return e.where(count > 0, e.divide(total, np.where(count > 0, count, 1).astype(count.dtype)), math.nan)
 
 
@@ -55,14 +65,14 @@ def sum(a: Any, axis: Any = None, *, keepdims: bool = False, initial: Any = None
     r"""Sum of the elements that `where` picks, $y = y_0 + \sum_{i : w_i} a_i$, with `initial` for $y_0$."""
     a = as_array(a, "sum")
     y = reduce.sum(picked(a, where, 0, "sum"), axis, keepdims)
-    return y if initial is None else e.add(y, initial)
+    return y if initial is None else e.add(y, start_of(initial, y))
 
 
 def prod(a: Any, axis: Any = None, *, keepdims: bool = False, initial: Any = None, where: Any = True) -> Any:
     r"""Product of the elements that `where` picks, $y = y_0 \prod_{i : w_i} a_i$, with `initial` for $y_0$."""
     a = as_array(a, "prod")
     y = reduce.prod(picked(a, where, 1, "prod"), axis, keepdims)
-    return y if initial is None else e.multiply(y, initial)
+    return y if initial is None else e.multiply(y, start_of(initial, y))
 
 
 def mean(a: Any, axis: Any = None, *, keepdims: bool = False, where: Any = True) -> Any:
@@ -94,6 +104,7 @@ def extreme(
                 f"{op}: `where` may pick nothing, and then there is no {op}.\n  Give `initial` as well."
             )
         return fold(a, axis, keepdims)
+    initial = start_of(initial, a)
     if not reduce.reduced_count(a.shape, axis):  # of nothing but `initial`
         return e.add(reduce.sum(a, axis, keepdims), initial)
     return pair(fold(picked(a, where, initial, op), axis, keepdims), initial)
@@ -142,11 +153,12 @@ def nanmin(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
 def nan_extreme(fold: Any, a: Any, axis: Any, keepdims: bool, otherwise: float, op: str) -> Any:
     a = as_array(a, op)
     mask = present(a)
-    if np.all(mask):
+    if surely_all(mask):
         return fold(a, axis, keepdims)
     y = fold(e.where(mask, a, otherwise), axis, keepdims)
     some = np.any(mask, axis=axis, keepdims=keepdims)
-    if np.all(some):
+    if surely_all(some):
         return y
-    warnings.warn(f"{op}: all elements are NaN", RuntimeWarning, stacklevel=3)
+    if not on_device(some):
+        warnings.warn(f"{op}: all elements are NaN", RuntimeWarning, stacklevel=3)
     return e.where(some, y, math.nan)

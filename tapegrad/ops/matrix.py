@@ -144,6 +144,8 @@ def pinv(a: Any, rcond: Any = None, *, rtol: float | None = 1e-15) -> Any:
     matrices of the rank which `a` has. Shapes: (..., m, n) -> (..., n, m).
     """
     a = arrayed(a)
+    if rcond is not None and rtol != 1e-15:
+        raise ArgumentError("pinv: `rcond` and `rtol` are two names of one number. Give one.")
     cutoff = rtol if rcond is None else rcond
     return pseudo_inverse(a, rounding(a) * max(a.shape[-2:]) if cutoff is None else cutoff)
 

@@ -61,6 +61,7 @@ NUMPY = table({
     "ops.curves": "interp polyval vander",
     "ops.index": "take choose select compress extract delete insert append",
     "ops.convolve": "convolve correlate",
+    "ops.polynomials": "polyadd polysub polymul polyder polyint",
     "ops.linalg": "matmul tensordot inner outer dot vdot vecdot matvec vecmat kron cross trace",
     "ops.einsum": "einsum",
 })  # fmt: skip
@@ -78,9 +79,12 @@ SPECIAL = table({
     "ops.special": """
         beta betainc betaln cbrt digamma entr erf erfc erfcinv erfcx erfinv exp2 expit expm1 gamma gammainc gammaincc gammaln i0 i0e i1 i1e iv ive j0
         j1 jn jv k0 k1 kl_div kn kv log1p log_expit log_ndtr log_softmax logit logsumexp multigammaln ndtr ndtri polygamma
-        psi rel_entr rgamma sinc softmax xlog1py xlogy y0 y1 yn yv zeta
+        psi rel_entr rgamma sinc softmax softplus xlog1py xlogy y0 y1 yn yv zeta
     """
 })  # fmt: skip
+
+# Those of them that SciPy writes in Python and that are not asked about Variables: `tg.special.NAME` alone records.
+NO_UFUNCS = words("log_softmax logsumexp multigammaln polygamma softmax")
 
 # Functions of NumPy that have no place in `tg`, by their module.
 ELSEWHERE = table({
@@ -92,6 +96,7 @@ ELSEWHERE = table({
 # Where NumPy's parameters are other than those of `tg.NAME`, what records `np.NAME`.
 AS_NUMPY_CALLS_IT = table({
     "ops.masked": "sum mean max min amax=max amin=min",
+    "ops.arrange": "pad=numpy_pad",
     "ops.index": "take=numpy_take",
     "ops.protocols": "clip=clip_as_numpy where=where_as_numpy",
 })  # fmt: skip
@@ -165,6 +170,7 @@ IN_PLACE = {
 
 # Why the others are refused. A name that ends in `*` stands for all that begin so.
 REASONS = {
+    "Riemann's zeta function is not differentiated in its only argument": "scipy.special._riemann_zeta",
     "Complex numbers are not differentiated": """
         fft.* linalg.eig linalg.eigvals roots sort_complex lib.scimath.*
     """,
@@ -175,7 +181,7 @@ REASONS = {
     "It counts elements, or places their bins": "histogram histogram2d histogram_bin_edges histogramdd",
     "Which elements a set holds has no rule; `tg.unique` has one": "intersect1d setdiff1d setxor1d union1d",
     "Coefficients are fitted or found by a method that has no rule": "poly polydiv polyfit",
-    "Coefficients of polynomials have no ops of their own": "polyadd polyder polyint polymul polysub polynomial.*",
+    "NumPy's older polynomials have ops (np.polyval, np.polymul, ...)": "polynomial.*",
     "A step of one rounding has no derivative": "nextafter",
     "It takes text": """
         _* count endswith find index isalnum isalpha isdecimal isdigit islower isnumeric isspace istitle isupper rfind rindex
@@ -211,6 +217,7 @@ def import_all() -> None:
     """Import every module of ops: the registry of primitives is complete afterwards."""
     for module, _ in {**PUBLIC, **RECORDED, **SPECIAL, **REDUCE, **ACCUMULATE}.values():
         import_module(module)
+    import_module("tapegrad.opaque")  # whose ops are functions of the user's
 
 
 def reason(name: str) -> str:

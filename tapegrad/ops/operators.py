@@ -14,6 +14,7 @@ from ..core.variable import Variable
 from ..errors import ArgumentError, UnsupportedError
 from . import elementwise as e
 from . import names
+from .dispatch import refuse_others
 from .index import getitem
 from .linalg import matmul
 from .reduce import max, mean, min, sum
@@ -99,6 +100,18 @@ def transpose_method(self: Any, *axes: Any) -> Any:
     return transpose(self, (axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes) or None)
 
 
+def astype_method(
+    self: Any, dtype: Any, order: str = "K", casting: Any = "unsafe", subok: bool = True, copy: bool = True
+) -> Any:
+    """The elements in another floating-point dtype."""
+    refuse_others("astype", order=(order, "K"), subok=(subok, True), copy=(copy, True))
+    if not np.can_cast(self.dtype, dtype, casting):
+        raise UnsupportedError(
+            f"astype: the casting {casting!r} does not allow {np.dtype(dtype)} for {self.dtype}. Leave it out."
+        )
+    return e.astype(self, dtype)
+
+
 def clip_method(self: Any, min: Any = None, max: Any = None, out: Any = None) -> Any:
     """The elements limited to `min` … `max`; None is no limit."""
     return np.clip(self, min, max, out)
@@ -175,7 +188,7 @@ METHODS: dict[str, Any] = {
     "__gt__": e.greater,
     "__ge__": e.greater_equal,
     "__getitem__": getitem,
-    "astype": e.astype,
+    "astype": astype_method,
     "clip": clip_method,
     "flatten": ravel,
     "max": folding(max, np.max),
@@ -191,6 +204,7 @@ METHODS: dict[str, Any] = {
     "transpose": transpose_method,
     "T": property(transpose),
     "mT": property(matrix_transpose),
+    "flat": property(ravel),
     "real": property(lambda self: self),
     "imag": property(lambda self: np.zeros_like(self._array)),
     "nbytes": property(lambda self: self._array.nbytes),

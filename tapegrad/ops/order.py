@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, surely_any
 from ..core.primitive import Case, linear
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, describe
 from . import elementwise as e
-from .cumulative import as_array, axis_of, value_of
+from .cumulative import accumulated, as_array, axis_of, value_of
 from .index import getitem
 from .masked import present
 from .reduce import in_lines, kept_axes, mean, reduced_axes
@@ -183,12 +184,12 @@ def running_extreme(pair: Any, beats: Any, a: Any, axis: int, op: str) -> Any:
         return reshape(a, (1,))
     axis = axis_of(a, axis, op)
     values = np.moveaxis(value_of(a), axis, -1)
-    best = pair.accumulate(values, axis=-1)
+    xp, best = module_beside(values), accumulated(pair, values, -1)
     new, before = values[..., 1:], best[..., :-1]
     beaten = beats(new, before) | (np.isnan(new) & ~np.isnan(before))
-    record = np.concatenate([np.ones((*values.shape[:-1], min(values.shape[-1], 1)), bool), beaten], axis=-1)
-    held = np.maximum.accumulate(np.where(record, np.arange(values.shape[-1]), 0), axis=-1)
-    return take_along_axis(a, np.moveaxis(held, -1, axis), axis)
+    record = xp.concatenate([xp.ones((*values.shape[:-1], min(values.shape[-1], 1)), bool), beaten], axis=-1)
+    held = accumulated(np.maximum, xp.where(record, xp.arange(values.shape[-1]), 0), -1)
+    return take_along_axis(a, xp.moveaxis(held, -1, axis), axis)
 
 
 # -- quantiles -------------------------------------------------------------------------------------
@@ -246,13 +247,14 @@ class Lines:
         if values.dtype.kind == "f":
             if skip_nan:
                 self.counts = present(values).sum(axis=-1, keepdims=True)
-                if not np.all(self.counts):
+                if surely_any(self.counts == 0):
                     warnings.warn(f"{op}: all elements are NaN", RuntimeWarning, stacklevel=4)
             else:
                 self.spoilt = np.isnan(values).any(axis=-1, keepdims=True)
 
     def at(self, position: Any) -> Any:
         """The elements at `position` (..., k) of the order; where a NaN spoils a line, that NaN."""
+        position = module_beside(self.order).asarray(position)
         position = np.clip(position, 0, np.maximum(self.counts - 1, 0)).astype(np.intp)
         if self.spoilt is not None:
             position = np.where(self.spoilt, self.length - 1, position)
@@ -271,7 +273,7 @@ def nanmedian(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
 
 
 def middle(a: Any, axis: Any, keepdims: bool, skip_nan: bool, op: str) -> Any:
-    a = as_array(a, op)
+    a, axis = as_array(a, op), tuple(axis) if isinstance(axis, list) else axis
     if not a.size:
         return mean(a, axis, keepdims)  # NaN, with NumPy's warning
     lines = Lines(a, axis, skip_nan, op)
@@ -291,7 +293,7 @@ def quantile(a: Any, q: Any, axis: Any = None, *, method: str = "linear", keepdi
 
 def percentile(a: Any, q: Any, axis: Any = None, *, method: str = "linear", keepdims: bool = False) -> Any:
     r"""`quantile` with `q` in percent, 0 … 100."""
-    return quantiles(a, hundredth(q, "percentile"), axis, method, keepdims, False, "percentile")
+    return quantiles(a, hundredth(q, a, "percentile"), axis, method, keepdims, False, "percentile")
 
 
 def nanquantile(a: Any, q: Any, axis: Any = None, *, method: str = "linear", keepdims: bool = False) -> Any:
@@ -301,17 +303,17 @@ def nanquantile(a: Any, q: Any, axis: Any = None, *, method: str = "linear", kee
 
 def nanpercentile(a: Any, q: Any, axis: Any = None, *, method: str = "linear", keepdims: bool = False) -> Any:
     r"""`nanquantile` with `q` in percent, 0 … 100."""
-    return quantiles(a, hundredth(q, "nanpercentile"), axis, method, keepdims, True, "nanpercentile")
+    return quantiles(a, hundredth(q, a, "nanpercentile"), axis, method, keepdims, True, "nanpercentile")
 
 
-def hundredth(q: Any, op: str) -> Any:
-    return e.divide(as_array(q, op, "q"), 100)
+def hundredth(q: Any, a: Any, op: str) -> Any:
+    return e.divide(as_array(q, op, "q", [a]), 100)
 
 
 def quantiles(a: Any, q: Any, axis: Any, method: str, keepdims: bool, skip_nan: bool, op: str) -> Any:
-    a, q = as_array(a, op), as_array(q, op, "q")
-    within = (value_of(q) >= 0) & (value_of(q) <= 1)
-    if not np.all(within):
+    a, axis = as_array(a, op), tuple(axis) if isinstance(axis, list) else axis
+    q = as_array(q, op, "q", [a])
+    if surely_any((value_of(q) < 0) | (value_of(q) > 1) | np.isnan(value_of(q))):
         raise ArgumentError(f"{op}: `q` must be within {'0 … 100' if 'percentile' in op else '0 … 1'}.")
     if not a.size:
         raise ArgumentError(f"{op}: there is no quantile of an empty array.\n  a: {describe(a)}")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core import snapshot
+from ..core.refusals import INSTEAD
 from ..core.variable import Variable
 from ..errors import ArgumentError, UnsupportedError
 from . import elementwise, names
@@ -46,10 +47,11 @@ def array_function(self: Variable, function: Any, types: Any, args: Any, kwargs:
 def found_ufunc(ufunc: Any) -> Callable[..., Any]:
     """What answers a call of `ufunc` without keywords."""
     where, kind = origin(ufunc)
-    name = f"{where}.{ufunc.__name__}"
+    name = ufunc_name(ufunc)
     answer: Callable[..., Any]
     if kind == "recorded":
-        answer = names.function_at((names.NUMPY if where == "numpy" else names.SPECIAL)[ufunc.__name__])
+        table = names.NUMPY if where == "numpy" else names.SPECIAL
+        answer = names.function_at(table[ufunc.__name__.removeprefix("_")])
     elif kind == "constant":
         answer = lambda *inputs: ufunc(*[v._array if isinstance(v, Variable) else v for v in inputs])
     else:
@@ -59,17 +61,25 @@ def found_ufunc(ufunc: Any) -> Callable[..., Any]:
 
 
 def origin(ufunc: Any) -> tuple[str, str]:
-    """The module whose ufunc it is, and whether it is recorded, constant or refused."""
+    """The module whose ufunc it is (empty: the user's own), and whether it is recorded, constant or refused."""
     name = ufunc.__name__
     if getattr(np, name, None) is ufunc or ufunc is CLIP:
         return "numpy", names.kind_of(name)
     special = sys.modules.get("scipy.special")
     if special is not None and getattr(special, name, None) is ufunc:
         return "scipy.special", "recorded" if name in names.SPECIAL else "refused"
-    return "numpy", "refused"
+    if special is not None and getattr(special._ufuncs, name, None) is ufunc:  # behind a function in Python
+        return "scipy.special", "recorded" if name.removeprefix("_") in names.SPECIAL else "refused"
+    return "numpy" if getattr(UMATH, name, None) is ufunc else "", "refused"
 
 
-CLIP = getattr(getattr(np, "_core", None), "umath", np).clip  # a ufunc that np.clip itself calls
+def ufunc_name(ufunc: Any) -> str:
+    """A ufunc's name as the user writes it."""
+    return f"{origin(ufunc)[0]}.{ufunc.__name__}".removeprefix(".")
+
+
+UMATH = getattr(getattr(np, "_core", None), "umath", np)
+CLIP = UMATH.clip  # a ufunc that np.clip itself calls
 
 
 def with_keywords(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,7 +109,7 @@ def own_keywords(name: str, kwargs: dict[str, Any], has: frozenset[str]) -> dict
 def found_method(ufunc: Any, method: str) -> Callable[..., Any]:
     """What answers a call with keywords, `ufunc.reduce`, `accumulate` and `outer`; other methods are refused."""
     where, kind = origin(ufunc)
-    name = f"{where}.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
+    name = ufunc_name(ufunc) + ("" if method == "__call__" else f".{method}")
     table = {"reduce": names.REDUCE, "accumulate": names.ACCUMULATE}.get(method, {})
     if kind == "constant" and method != "at":
         answer = constant_call(name, getattr(ufunc, method))
@@ -206,8 +216,11 @@ def where_as_numpy(condition: Any, x: Any = None, y: Any = None) -> Any:
     return elementwise.where(condition, x, y)
 
 
-def clip_as_numpy(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
-    """`np.clip`, which has two names for each limit."""
+def clip_as_numpy(
+    a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None, **others: Any
+) -> Any:
+    """`np.clip`, which has two names for each limit, and the keywords of a ufunc."""
+    own_keywords("numpy.clip", others, frozenset())
     if not (a_min is None and a_max is None) and not (min is None and max is None):
         raise ArgumentError("numpy.clip: give `a_min` and `a_max`, or `min` and `max`.")
     return elementwise.clip(a, min if a_min is None else a_min, max if a_max is None else a_max)
@@ -267,4 +280,5 @@ def bare(value: Any) -> Any:
 
 Variable.__array_ufunc__ = array_ufunc  # type: ignore[attr-defined]
 Variable.__array_function__ = array_function  # type: ignore[attr-defined]
+INSTEAD.update({f"scipy.special.{name}": f"tg.special.{name}" for name in names.NO_UFUNCS})
 snapshot.late_ops = names.import_all

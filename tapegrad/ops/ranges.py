@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import surely_any
+from ..backend.namespace import namespace
 from ..core.variable import Variable
 from ..errors import ArgumentError
-from .elementwise import astype, exp, log, multiply, power
+from .elementwise import astype, exp, log, multiply, power, sign
 from .shape import broadcast_to, expand_dims, moveaxis
 
 
@@ -29,11 +31,20 @@ def linspace(
     intervals = num - 1 if endpoint else num
     step = (stop - start) / intervals if intervals > 0 else (stop - start) * np.nan
     shape = np.shape(step)
-    t = (np.arange(num) / (intervals or 1)).astype(dtype).reshape(num, *(1,) * len(shape))
+    t = (
+        (namespace(bare(start), bare(stop)).arange(num) / (intervals or 1))
+        .astype(dtype)
+        .reshape(num, *(1,) * len(shape))
+    )
     # Both ends are met exactly, as a + i · step would not.
     y = multiply(1.0 - t, beside(start)) + multiply(t, beside(stop))
     y = y if axis == 0 else moveaxis(y, 0, axis)
     return (y, step) if retstep else y
+
+
+def bare(a: Any) -> Any:
+    """The array of a Variable."""
+    return a._array if isinstance(a, Variable) else a
 
 
 def beside(end: Any) -> Any:
@@ -49,7 +60,17 @@ def logspace(
 
 
 def geomspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, *, axis: int = 0) -> Any:
-    r"""`num` positive numbers at equal ratios from `start` to `stop`, $y_i = e^{x_i}$, $x$ the `linspace` of the logarithms."""
+    r"""`num` numbers at equal ratios from `start` to `stop`, $y_i = e^{x_i}$, $x$ the `linspace` of the logarithms.
+
+    Where both are negative, minus what it is of their absolute values. Raises ArgumentError for other signs, and for 0.
+    """
+    start, stop = (np.asarray(x) if isinstance(x, (list, tuple)) else x for x in (start, stop))
+    if surely_any(bare(start) * bare(stop) <= 0):
+        raise ArgumentError("geomspace: `start` and `stop` must have one sign, and neither may be 0.")
+    if surely_any(bare(start) < 0):  # the sign of each line, a constant
+        signs = sign(start) if hasattr(start, "dtype") else -1.0
+        y = multiply(signs, geomspace(signs * start, signs * stop, num, endpoint))
+        return y if axis == 0 else moveaxis(y, 0, axis)
     start, stop = (math.log(x) if type(x) in (int, float) else log(x) for x in (start, stop))
     return exp(linspace(start, stop, num, endpoint, axis=axis))
 
@@ -59,5 +80,5 @@ def full_like(a: Any, fill_value: Any, shape: Any = None) -> Any:
     shape = np.shape(a) if shape is None else shape
     dtype = a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
     if not isinstance(fill_value, Variable):
-        return np.full(shape, fill_value, dtype)
+        return namespace(bare(a)).full(shape, fill_value, dtype)
     return broadcast_to(fill_value if fill_value.dtype == dtype else astype(fill_value, dtype), shape)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, on_device
 from ..core.primitive import Case, linear, primitive
 from ..core.variable import Variable
 from ..errors import OutOfRangeError, ShapeError, describe
@@ -20,6 +21,7 @@ REDUCTIONS = [
     Case((2, 3)),
     Case((2, 3), axis=0),
     Case((2, 3, 4), axis=(0, -1)),
+    Case((2, 3, 4), axis=0),
     Case((2, 3), axis=1, keepdims=True),
     Case(()),
 ]
@@ -127,7 +129,8 @@ def ptp(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
 
 def first_largest(a: Any, axis: Any) -> Any:
     """1 at the first largest element of each reduced group, else 0: an array, constant by nature."""
-    array = np.asarray(a._array if isinstance(a, Variable) else a)
+    array = value_of(a)
+    array = array if on_device(array) else np.asarray(array)
     axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = tuple(i % array.ndim for i in axes) if array.ndim else ()
     rest = tuple(i for i in range(array.ndim) if i not in axes)
@@ -135,9 +138,9 @@ def first_largest(a: Any, axis: Any) -> Any:
         return np.ones_like(array)
     grouped = array.transpose(rest + axes)
     flat = grouped.reshape(*(array.shape[i] for i in rest), -1)
-    mask = np.zeros(flat.shape, array.dtype)
+    mask = module_beside(flat).zeros(flat.shape, array.dtype)
     np.put_along_axis(mask, flat.argmax(axis=-1, keepdims=True), 1, axis=-1)
-    return mask.reshape(grouped.shape).transpose(np.argsort(rest + axes))
+    return mask.reshape(grouped.shape).transpose(inverse_permutation(rest + axes))
 
 
 @primitive(
@@ -179,7 +182,7 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0) -> Any:
     """
     if not isinstance(weights, Variable):
         return np.bincount(value_of(x), weights, minlength)
-    x = np.asarray(x)
+    x = x if on_device(x) else np.asarray(x)
     length = np.bincount(x, minlength=minlength).size
     if weights.shape != x.shape:
         raise ShapeError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside
 from ..core.primitive import Case, primitive
 from ..errors import DtypeError, ShapeError, describe
 from ..kernels import choice, cpu
@@ -44,7 +45,7 @@ def log_softmax(xp, a, *, axis=-1):
 def cross_entropy_by_ops(logits: Any, labels: Any) -> Any:
     """What `softmax_cross_entropy` computes, in ops."""
     rows = log_softmax(logits).reshape((-1, logits.shape[-1]))
-    return -mean(getitem(rows, (np.arange(labels.size), labels.ravel())))
+    return -mean(getitem(rows, (module_beside(labels).arange(labels.size), labels.ravel())))
 
 
 def cross_entropy_pullback(ct: Any, labels: Any, probabilities: Any) -> Any:
@@ -53,7 +54,7 @@ def cross_entropy_pullback(ct: Any, labels: Any, probabilities: Any) -> Any:
 
 def cross_entropy_formula(ct, labels, probabilities):
     """`cross_entropy_pullback` in ops: all but `ct` is made of residuals."""
-    one_hot = equal(reshape(labels, (*labels.shape, 1)), np.arange(probabilities.shape[-1]))
+    one_hot = equal(reshape(labels, (*labels.shape, 1)), module_beside(labels).arange(probabilities.shape[-1]))
     return (ct * ((probabilities - one_hot) / labels.size),)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, on_device, surely_any
 from ..core.primitive import Case, primitive
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
@@ -161,11 +162,11 @@ def average(
     a = as_array(a, "average")
     if weights is None:
         y = mean(a, axis, keepdims)
-        count = np.full(y.shape, reduced_count(a.shape, axis), y.dtype)
+        count = module_beside(value_of(y)).full(y.shape, reduced_count(a.shape, axis), y.dtype)
         return (y, count) if returned else y
-    weights = laid_out(constant_like(as_array(weights, "average", "weights"), a), a, axis)
+    weights = laid_out(constant_like(as_array(weights, "average", "weights", [a]), a), a, axis)
     total = sum(weights, axis, keepdims)
-    if np.any(value_of(total) == 0):
+    if surely_any(value_of(total) == 0):
         raise ArgumentError("average: `weights` sum to 0, so there is no mean.")
     y = e.divide(sum(e.multiply(a, weights), axis, keepdims), total)
     return (y, broadcast_to(total, y.shape)) if returned else y
@@ -223,7 +224,7 @@ def cov(
         raise ArgumentError(f"cov: `ddof` must be a whole number, and {ddof} came.")
     frequencies = sample_weights(fweights, x, "fweights")
     importances = sample_weights(aweights, x, "aweights")
-    if frequencies is not None and np.any(value_of(frequencies) % 1):
+    if frequencies is not None and surely_any(value_of(frequencies) % 1):
         raise DtypeError(
             "cov: `fweights` say how often a sample occurs: whole numbers. Others are `aweights`."
         )
@@ -256,7 +257,7 @@ def sample_weights(weights: Any, x: Any, argument: str) -> Any:
             f"cov: `{argument}` must have one number for each of the {x.shape[1]} samples.\n"
             f"  {argument}: {describe(weights)}"
         )
-    if np.any(value_of(weights) < 0):
+    if surely_any(value_of(weights) < 0):
         raise ArgumentError(f"cov: `{argument}` must not be below 0.")
     return weights
 
@@ -267,6 +268,8 @@ def degrees_left(total: Any, w: Any, importances: Any, ddof: int) -> Any:
         left = total - ddof
     else:
         left = total - ddof * sum(e.multiply(w, importances)) / total
+    if on_device(value_of(left)):
+        return where(value_of(left) > 0, left, math.nan)
     if value_of(left) > 0:
         return left
     warnings.warn("cov: no degrees of freedom are left", RuntimeWarning, stacklevel=3)
@@ -281,6 +284,6 @@ def corrcoef(x: Any, y: Any = None, rowvar: bool = True) -> Any:
     c = cov(x, y, rowvar)
     if not c.ndim:
         return c / c
-    each = np.arange(c.shape[0])
+    each = module_beside(value_of(c)).arange(c.shape[0])
     scale = e.sqrt(c[each, each])
     return e.clip(c / expand_dims(scale, 1) / expand_dims(scale, 0), -1.0, 1.0)

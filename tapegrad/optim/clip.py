@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..core.variable import Parameter, Variable
 from ..errors import ArgumentError, NonFiniteError, describe
 from ..kernels import choice
@@ -29,12 +33,16 @@ def gradients(params: Iterable[Parameter], limit: float, where: str, name: str) 
     return [p.grad for p in {id(p): p for p in listed}.values() if p.grad is not None]
 
 
-def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
+def clip_by_norm(params: Iterable[Parameter], limit: float) -> Any:
     """Scale all gradients together so that their joint Euclidean norm is at most `limit`; returns the norm before.
 
     Raises NonFiniteError, and changes nothing, if the norm is NaN or infinite. Source: Pascanu et al. 2013.
+    For gradients on a device the norm is a 0-d array there: the host does not wait for it unless it is read, and
+    it is the optimizer that refuses a step that is not finite.
     """
     grads = gradients(params, limit, "clip_by_norm", "limit")
+    if any(map(on_device, grads)):
+        return clip_on_device(grads, limit)
     norm = math.sqrt(sum(map(choice.squared_norm, grads)))
     if not math.isfinite(norm):
         raise NonFiniteError(
@@ -44,6 +52,15 @@ def clip_by_norm(params: Iterable[Parameter], limit: float) -> float:
     if norm > limit:
         for grad in grads:
             grad *= limit / norm
+    return norm
+
+
+def clip_on_device(grads: list[Any], limit: float) -> Any:
+    """`clip_by_norm` where the gradients are."""
+    norm = np.sqrt(functools.reduce(operator.add, [np.sum(np.square(g, dtype=np.float64)) for g in grads]))
+    factor = np.minimum(limit / norm, 1.0)  # of no gradients at all 1: infinity is above it
+    for grad in grads:
+        grad *= factor.astype(grad.dtype)
     return norm
 
 

@@ -1,14 +1,21 @@
-"""What every optimizer shares: it rebinds parameters to new arrays, all of them or none."""
+"""What every optimizer shares: it rebinds parameters to new arrays, all of them or none.
+
+On a device, whether a gradient is finite is decided there: if one is not, the step leaves values and averages as they
+were. The host does not wait to be told; a later step raises the error.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from ..backend.device import Verdict, device_of, module_beside, moved, on_device, on_host
 from ..core.variable import Parameter, Variable
 from ..errors import ArgumentError, NonFiniteError, ShapeError, describe
 from ..kernels import choice
@@ -20,7 +27,8 @@ class Optimizer:
 
     A step gives every parameter another array and never writes into the old one: recordings hold on to it.
     The array before that is used again if nobody has it any more, so an optimizer keeps one spare of each.
-    Parameters whose `.grad` is None are left alone. `lr` may be changed between steps.
+    Parameters whose `.grad` is None are left alone. `lr` may be changed between steps. Averages are where their
+    parameter is: they follow it to another device.
     """
 
     def __init__(self, params: Iterable[Parameter], lr: float) -> None:
@@ -49,6 +57,7 @@ class Optimizer:
         self.lr = lr
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
         self.steps = 0
+        self._verdict: Verdict | None = None  # of the gradients on a device
         # The array that each parameter was given last, and the one before: see `room`.
         self._arrays: list[tuple[Array | None, Array | None]] = [(None, None) for _ in self.params]
 
@@ -64,14 +73,71 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter. Raises NonFiniteError, and changes nothing, if a gradient is NaN or infinite."""
         live = [(i, p, p.grad) for i, p in enumerate(self.params) if p.grad is not None]
+        if any(type(grad) is not np.ndarray and on_device(grad) for _, _, grad in live):
+            self._step_on_device(live)
+            return
         for i, p, grad in live:
             require_finite(grad, f"{type(self).__name__}.step", p.name or f"params[{i}]")
         made = []
         for i, p, grad in live:
             new = self.room(i, p)
-            self.update(new, p._array, grad, self.state[i])
+            self.update(new, p._array, grad, self._state_beside(i, p))
             made.append((i, p, new))
         self.take(made)
+
+    def _step_on_device(self, live: list[tuple[int, Variable, Any]]) -> None:
+        """A step that is taken only if all gradients are finite, which the host does not wait to learn."""
+        self._raise_if_refused()
+        grads = [grad for _, _, grad in live]
+        finite = functools.reduce(operator.and_, [np.isfinite(grad).all() for grad in grads])
+        if self._verdict is None:
+            self._verdict = Verdict(grads[0])
+        self._verdict.note(finite)
+        made, refused = [], ~finite
+        for i, p, grad in live:
+            state = self._state_beside(i, p)
+            tried = {name: average.copy() for name, average in state.items()}
+            new = module_beside(grad).empty(p.shape, p.dtype)
+            self.update(new, p._array, grad, tried)
+            np.copyto(new, p._array, where=refused)
+            for name, average in tried.items():
+                before = state.get(name)
+                if on_device(average):
+                    np.copyto(average, 0 if before is None else before, where=refused)
+            self.state[i] = tried
+            made.append((i, p, new))
+        self.take(made)
+
+    def _state_beside(self, i: int, p: Variable) -> dict[str, Any]:
+        """The averages of the `i`th parameter, where that is; steps are counted on the host."""
+        state, kind = self.state[i], type(p._array)
+        for name, average in state.items():
+            if type(average) is not kind and name != "steps":
+                state[name] = moved(average, device_of(p._array))
+        return state
+
+    def _raise_if_refused(self) -> None:
+        """Raise NonFiniteError if the host knows by now of a step that was not taken."""
+        if self._verdict is not None and self._verdict.failed():
+            raise NonFiniteError(
+                f"{type(self).__name__}.step: a gradient on the device was NaN or infinite, one step ago or a few.\n"
+                f"  That step changed nothing. Look for NaN in the data or the carried state, lower lr, or clip the gradients."
+            )
+
+    def check(self) -> None:
+        """Wait for the device, and raise NonFiniteError if it has refused a step. On the host every step says so itself."""
+        if self._verdict is not None:
+            self._verdict.wait()
+            self._raise_if_refused()
+
+    def to(self, device: Any) -> Optimizer:
+        """This optimizer, its running averages moved to `device`. A step moves them to their parameters, too."""
+        for state in self.state:
+            for name, average in state.items():
+                if name != "steps":
+                    state[name] = moved(average, device)
+        self._arrays = [(None, None) for _ in self.params]
+        return self
 
     def update(self, new: Array, value: Array, grad: Array, state: dict[str, Array]) -> None:
         """Write the new value of one parameter into `new`; `state` is its own, to be changed in place."""
@@ -80,7 +146,7 @@ class Optimizer:
     def room(self, i: int, p: Variable) -> Array:
         """An array for the next value of the `i`th parameter: the one before last if nobody else has it."""
         pair, value = self._arrays[i], p._array
-        if unshared(pair):
+        if unshared(pair) and type(pair[1]) is np.ndarray:
             spare = pair[1]
             assert spare is not None
             spare.flags.writeable = True  # a user who looked at it has made it read-only
@@ -96,9 +162,9 @@ class Optimizer:
             p.rebind(new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the running averages ("0.mean": of the first parameter), the count of steps, the learning rate."""
+        """Copies on the host of the running averages ("0.mean": of the first parameter), the count of steps, the learning rate."""
         averages = {
-            f"{i}.{name}": v.copy() for i, state in enumerate(self.state) for name, v in state.items()
+            f"{i}.{name}": np.array(on_host(v)) for i, state in enumerate(self.state) for name, v in state.items()
         }
         return {**averages, "steps": self.steps, "lr": self.lr, "parameters": len(self.params)}
 
@@ -119,7 +185,8 @@ class Optimizer:
                         f"{type(self).__name__}.load_state_dict: `{key}` is {describe(array)}, "
                         f"and its parameter {describe(self.params[int(index)])}."
                     )
-                state[int(index)][name] = array
+                on = self.params[int(index)]._array
+                state[int(index)][name] = array if name == "steps" else moved(array, device_of(on))
         self.state, self.steps, self.lr = state, int(saved["steps"]), float(saved["lr"])
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..core.variable import Parameter
 from ..errors import ArgumentError
-from ..kernels import choice
+from ..kernels import choice, cpu
 from ..program.settle import Deferred
 from ..types import Array
 from .optimizer import Optimizer, alone, require_finite
@@ -26,7 +27,7 @@ class SGD(Optimizer):
 
     def step(self) -> None:
         """Update every parameter. Raises NonFiniteError, and changes nothing, if a gradient is NaN or infinite."""
-        if self.momentum:
+        if self.momentum or any(type(p._array) is not np.ndarray and on_device(p._array) for p in self.params):
             super().step()
             return
         # Without a velocity nothing is changed before the end, so one pass can compute and check.
@@ -54,6 +55,9 @@ class SGD(Optimizer):
         self.take(made)
 
     def update(self, new: Array, value: Array, grad: Array, state: dict[str, Array]) -> None:
+        if not self.momentum:
+            cpu.descend(value, grad, new, float(self.lr))
+            return
         if "velocity" not in state:
             state["velocity"] = np.zeros_like(grad, order="C")
         choice.momentum(value, grad, state["velocity"], new, float(self.lr), self.momentum)

@@ -226,7 +226,8 @@ class Assembler:
     def _reduce(self, node: Node, a: Array) -> Any:
         name, axes, _ = node.detail
         rest = [i for i in range(a.ndim) if i not in axes]
-        groups = a.transpose(*rest, *axes).reshape(math.prod([a.shape[i] for i in rest]), -1).tolist()
+        counts = [math.prod([a.shape[i] for i in part]) for part in (rest, axes)]
+        groups = a.transpose(*rest, *axes).reshape(counts).tolist()
         if name == "sum" and node.dtype == self.dtype:
             return [self._sum(group) for group in groups]
         if name not in ("max", "min") or not all(groups):

@@ -286,7 +286,8 @@ class Live(Traced):
             return getattr(ufunc, method)(*map(bare, inputs), **kwargs)
         if kwargs.get("out") is not None or method == "at":
             return self.graph.refuse(f"numpy.{ufunc.__name__} that writes into an array")
-        numpys = getattr(np, ufunc.__name__, None) is ufunc  # SciPy has ufuncs, too
+        # SciPy has ufuncs, too, and of those that take whole axes a trace knows one.
+        numpys = getattr(np, ufunc.__name__, None) is ufunc and (not ufunc.signature or ufunc is np.matmul)
         if method == "__call__" and not kwargs and ufunc.nout == 1 and numpys:
             return super().__array_ufunc__(ufunc, method, *inputs)
         if self.graph.tracing:
@@ -336,9 +337,8 @@ class Live(Traced):
             return getattr(LiveNamespace(self.graph), name)(
                 Traced(self.graph, self.node), axis, keepdims=keepdims
             )
-        return self._called(
-            getattr(np.ndarray, name), (self,), {"axis": axis, "keepdims": keepdims, **others}
-        )
+        # NumPy's function and not the method: what a comparison makes of 0-d arrays is no array.
+        return self._called(getattr(np, name), (self,), {"axis": axis, "keepdims": keepdims, **others})
 
     def sum(self, axis: Any = None, keepdims: bool = False, **others: Any) -> Any:
         return self._reduced("sum", axis, keepdims, others)
@@ -379,9 +379,16 @@ class LiveNamespace(Namespace):
             return super().__getattr__(name)
         except AttributeError:
             function = getattr(np, name, None)
-            if name in UNFIT or not callable(function) or self._graph.tracing:
+            if not callable(function) or self._graph.tracing:
                 raise
+            if name in UNFIT:
+                self._graph.refuse(f"numpy.{name}, whose result has a shape of its own, or none,")
         return lambda *args, **kwargs: self._graph.call(function, args, kwargs)
+
+    def where(self, condition: Any, a: Any = None, b: Any = None) -> Any:
+        if a is None or b is None:
+            self._graph.refuse("numpy.where of a condition alone, whose result has a shape of its own,")
+        return super().where(condition, a, b)
 
     def asarray(self, a: Any) -> Any:
         return a if isinstance(a, Traced) else np.asarray(a)

@@ -783,7 +783,8 @@ def runs_of(pieces: Sequence[tuple[Any, Form]], shape: Shape) -> list[list[tuple
     for index, form in pieces:
         span = last_slice(index, shape)
         single = len(form.terms) == 1 and form.terms[0].factor is not None and span is not None
-        if runs and single and span is not None and span[0] == end and span[0] % form.shape[-1] == 0:
+        follows = runs and single and span is not None and span[0] == end and form.shape[-1]
+        if follows and span is not None and span[0] % form.shape[-1] == 0:
             before = runs[-1][-1][1]
             same = (
                 len(before.terms) == 1

@@ -20,7 +20,7 @@ from ..core.primitive import REGISTRY
 from ..core.tape import Tape
 from ..core.variable import LEAVES, Variable, constant, next_slot, result
 from ..errors import UnsupportedError
-from ..ops import elementwise
+from ..ops import elementwise, names
 from .live import Live, Recording
 from .trace import Node, Traced, TracedBundle, Untraceable
 
@@ -358,12 +358,12 @@ class Pull:
 # -- ops on live arrays ------------------------------------------------------------------------------------
 
 
-def passing(function: Callable[[Any], Any], wrap: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`function`, which makes a plain array of its argument, except for a live one."""
+def passing(function: Callable[..., Any], wrap: Callable[[Any], Any]) -> Callable[..., Any]:
+    """`function`, which makes a plain array of its first argument, except for a live one."""
 
-    def passed(value: Any) -> Any:
+    def passed(value: Any, *more: Any) -> Any:
         array = value._array if isinstance(value, Variable) else value
-        return wrap(array) if isinstance(array, Live) else function(value)
+        return wrap(array) if isinstance(array, Live) else function(value, *more)
 
     return passed
 
@@ -402,6 +402,7 @@ def ops_on_live_arrays() -> Iterator[None]:
         (generate.RUNTIME, "lift_constant", passing(generate.lift_constant, lambda array: array)),
     ]
     patches += [(vars(elementwise), "constant", patches[0][2])]
+    names.import_all()  # what is imported within the scope would come as it is
     bodies = [(p, p.body) for p in REGISTRY.values() if opaque(p)]
     for p in REGISTRY.values():
         space = p.function.__globals__
@@ -433,11 +434,15 @@ def ops_on_live_arrays() -> Iterator[None]:
                 space.update(body=p.body, constant=constant, lift_constant=generate.lift_constant)
 
 
+# Modules of ops whose bodies call what no trace has a node for: LAPACK, windows that are views by strides.
+LIBRARY_CALLS = frozenset(f"tapegrad.ops.{name}" for name in ("convolve", "matrix", "factor", "determinant"))
+
+
 def opaque(p: Any) -> bool:
     """Whether an op's body is a kernel, looks at elements, or is a user's: then it is one node."""
     return (
         p.reference is not None
         or p.name in ("take", "index_put")
-        or p.body.__module__ == "tapegrad.ops.convolve"
+        or p.body.__module__ in LIBRARY_CALLS
         or not (p.body.__module__ or "").startswith("tapegrad.ops.")
     )

@@ -253,7 +253,7 @@ class Traced:
 
     def _reduce(self, name: str, axis: Any = None, keepdims: bool = False) -> Traced:
         axes = tuple(range(self.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-        axes = tuple(sorted(a % self.ndim for a in axes))
+        axes = tuple(sorted(a % self.ndim for a in axes)) if self.ndim else ()
         if not axes:
             return self
         kept = [1 if i in axes else n for i, n in enumerate(self.shape)]
@@ -270,7 +270,7 @@ class Traced:
     def copy(self) -> Traced:
         return type(self)(self.graph, self.node)
 
-    def astype(self, dtype: Any) -> Traced:
+    def astype(self, dtype: Any, copy: bool = True) -> Traced:
         if self.dtype == dtype:
             return self
         return self.graph.traced("astype", np.dtype(dtype), (self.node,), self.shape, dtype)
@@ -321,8 +321,8 @@ def apply(graph: Graph, name: str, operands: Sequence[Any]) -> Traced:
         shape = matmul_shape(a.shape, b.shape)
         return graph.traced("matmul", None, nodes, shape, np.result_type(nodes[0].dtype, nodes[1].dtype))
     ufunc = getattr(np, name, None)
-    if not isinstance(ufunc, np.ufunc):
-        raise Untraceable(f"{name} is no ufunc of NumPy")
+    if not isinstance(ufunc, np.ufunc) or ufunc.signature:
+        raise Untraceable(f"{name} is no ufunc of NumPy's that acts on each element")
     kinds = [n.detail[0] if n.kind == "number" and n.detail[0] is not bool else n.dtype for n in nodes]
     *_, dtype = ufunc.resolve_dtypes((*kinds, None))
     return graph.traced("ufunc", name, nodes, np.broadcast_shapes(*(n.shape for n in nodes)), dtype)
@@ -363,7 +363,7 @@ class Namespace:
 
     def __getattr__(self, name: str) -> Any:
         ufunc = getattr(np, name, None)
-        if not isinstance(ufunc, np.ufunc) or ufunc.nout != 1:
+        if not isinstance(ufunc, np.ufunc) or ufunc.nout != 1 or (ufunc.signature and name != "matmul"):
             raise AttributeError(name)
         return Function(self._graph, name)
 

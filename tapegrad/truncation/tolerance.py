@@ -11,10 +11,15 @@ from ..errors import ArgumentError
 from .real_time import RealTime
 
 
-class Tolerance(Schedule):
-    """`schedule`, whose sweeps end where the adjoints have fallen below `eps` times their largest norm.
+LOOKED_AT = 10  # joints over which the decline is measured
 
-    Every loss of the sweep is seeded before that. `sweep.saved` says how many segments were left out, and
+
+class Tolerance(Schedule):
+    """`schedule`, whose sweeps end where what is still to come has fallen below `eps` of the largest contribution.
+
+    What is still to come is taken for a geometric series: norms at the joints that go on declining as they have
+    over the last ten, Σ rⁿ |δ| = |δ| / (1 - r). It may be half of eps times the largest norm; the other half is for
+    declines that slow down. Every loss of the sweep is seeded before that. `sweep.saved` says how many segments were left out, and
     `sweep.left_out` bounds what they could matter: the norm at the end by the largest, times their
     number, in units of the largest contribution that one segment makes. The bound holds as long as the
     adjoints do not grow again and older segments are no more sensitive to the parameters than the
@@ -38,7 +43,11 @@ class Tolerance(Schedule):
         return Tolerance(self.eps, self.schedule)
 
     def ends(self, norms: Sequence[float]) -> bool:
-        return norms[-1] <= self.eps * max(norms) < math.inf
+        largest, count = max(norms), min(LOOKED_AT, len(norms) - 1)
+        if not count or not 0 < largest < math.inf or not norms[-1] < norms[-1 - count]:
+            return largest == 0  # nothing has come, and nothing will
+        r = (norms[-1] / norms[-1 - count]) ** (1 / count)
+        return bool(norms[-1] / (1 - r) <= 0.5 * self.eps * largest)
 
     @property
     def window(self) -> int | None:  # type: ignore[override]

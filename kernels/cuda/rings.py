@@ -1,0 +1,158 @@
+"""The arrays of a recurrent layer's window on a GPU, and the launches that work on them.
+
+No argument of a launch depends on where the window is in its ring, so that one captured graph serves every step.
+All launches go to CuPy's current stream; none allocates anything but the first of its kind.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from . import plan, source
+
+Array = Any
+NOTHING = np.uintp(0)  # CuPy takes no None for a pointer
+INT = np.int32
+THREADS = 256  # of a block, where each thread has an element
+
+
+class Rings:
+    """What a window of one layer keeps, and what its sweep makes, slot by slot.
+
+    `inputs` (slots, batch, ...) has rows [x, h, 1, zeros]: x and h are what a step began with. `cs` is an LSTM's c.
+    `deltas` (slots, batch, gates n) are the cotangents of h w_h, and of x w_x too; a GRU has `deltas_x` for those.
+    After a sweep `inputs` times `deltas`, over all slots, is the gradient of the weights and of the bias. The state
+    that the next step begins with lies in the slot behind the newest. Slots: at least one more than steps of the window.
+    """
+
+    def __init__(self, xp: Any, cell: str, window: int, batch: int, n_in: int, hidden: int) -> None:
+        self.cell, self.window, self.batch, self.n_in, self.hidden = cell, window, batch, n_in, hidden
+        self.slots = window + 1
+        shape = (self.slots, batch)
+        self.gates_count = plan.CELLS[cell][1]
+        width = -(-(n_in + hidden + 1) // 4) * 4
+        self.inputs = xp.zeros((*shape, width), np.float32)
+        self.inputs[..., n_in + hidden] = 1.0
+        self.deltas = xp.zeros((*shape, self.gates_count * hidden), np.float32)
+        self.deltas_x = xp.zeros_like(self.deltas) if cell == "gru" else None
+        self.cs = xp.zeros((*shape, hidden), np.float32) if cell == "lstm" else None
+        self.gates = xp.zeros_like(self.deltas) if cell != "rnn" else None
+        self.extra = xp.zeros((*shape, hidden), np.float32) if cell != "rnn" else None
+        # Slot of the newest step, steps in the window, steps whose cotangents wait for a sweep.
+        self.head = xp.array([self.slots - 1, 0, 0], np.int32)
+        # Room for the counters of every plan: a group of rows has at least one row.
+        self.counters = xp.zeros(32 * batch, np.uint32)
+
+    @property
+    def hs(self) -> Array:
+        """The h that each slot's step began with, (slots, batch, n), as part of `inputs`."""
+        return self.inputs[..., self.n_in : self.n_in + self.hidden]
+
+
+class Launches:
+    """The kernels on the arrays of `rings`. Arrays are float32 and C-ordered; weights as in `kernels/cpu.py`."""
+
+    def __init__(self, rings: Rings, compiled: Any = source.compiled) -> None:
+        self.rings, self.compiled = rings, compiled
+        self.name = plan.CELLS[rings.cell][0]
+
+    @functools.cached_property
+    def backward_plan(self) -> plan.Backward:
+        return plan.persistent_backward(self.rings.cell, self.rings.hidden, self.rings.batch)
+
+    @functools.cached_property
+    def forward_plan(self) -> plan.Forward:
+        rings = self.rings
+        return plan.forward_step(rings.cell, rings.n_in, rings.hidden, rings.batch)
+
+    def advance(self, stride: int = 1) -> None:
+        """Before a step: the head moves to the slot that the step fills."""
+        kernel = self.compiled("forward.cu", "advance_head")
+        kernel((1,), (1,), (self.rings.head, INT(self.rings.slots), INT(self.rings.window), INT(stride)))
+
+    def forward(
+        self, x: Array, w_x: Array, w_h: Array, b: Array, b_h: Array = None, h_now: Array = None
+    ) -> None:
+        """A step: x (batch, n_in) and the state behind the newest slot give the next state; `h_now` gets its h."""
+        chosen, rings = self.forward_plan, self.rings
+        kernel = self.compiled("forward.cu", chosen.expression, chosen.shared_bytes)
+        args = (*self._sizes(), x, w_x, w_h, b, pointer(b_h), *self._written(), pointer(h_now))
+        kernel(chosen.grid, (chosen.threads,), args, shared_mem=chosen.shared_bytes)
+        assert rings.batch == x.shape[0]
+
+    def finish(
+        self, x: Array, from_x: Array, from_h: Array, b: Array, b_h: Array = None, h_now: Array = None
+    ) -> None:
+        """`forward` after its products x w_x and h w_h; `from_h` may be None if `from_x` is their sum."""
+        kernel = self.compiled("forward.cu", f"finish_step<{self.name}>")
+        args = (*self._sizes(), x, from_x, pointer(from_h), b, pointer(b_h), *self._written(), pointer(h_now))
+        kernel(self._blocks(max(self.rings.hidden, self.rings.n_in)), (THREADS,), args)
+
+    def backward(
+        self,
+        w_h: Array,
+        seeds: Array,
+        *,
+        joints: Array = None,
+        last: Any = (None, None),
+        first: Any = (None, None),
+    ) -> None:
+        """The whole window in one launch: fills `deltas`.
+
+        `seeds` (1 or slots, batch, n) are the cotangents of h of the steps whose losses wait. `joints` (slots,):
+        factors of what passes from a slot's step to the older one. `last`: cotangents of the last h and c, from
+        elsewhere. `first`: gets those of the h and c that the window began with.
+        """  # fmt: skip
+        chosen, rings = self.backward_plan, self.rings
+        kernel = self.compiled("backward.cu", chosen.expression, chosen.shared_bytes, True)
+        args = (
+            rings.head, INT(rings.slots), INT(rings.batch), w_h, *self._read(seeds, joints, last),
+            pointer(rings.deltas_x), rings.deltas, *map(pointer, first), rings.counters,
+        )  # fmt: skip
+        kernel(chosen.grid, (chosen.threads,), args, shared_mem=chosen.shared_bytes)
+
+    def step_backward(
+        self, age: int, seeds: Array, ct_h: Array, ct_c: Array, deltas_now: Array, *,
+        joints: Array = None, last: Any = (None, None),
+    ) -> None:  # fmt: skip
+        """One step of it; then `ct_h += deltas_now @ w_h.T` is the caller's. Ages 0, 1, ... of the whole window."""
+        rings = self.rings
+        kernel = self.compiled("backward.cu", f"step_backward<{self.name}>")
+        args = (
+            rings.head, INT(rings.slots), INT(age), INT(rings.batch), INT(rings.hidden),
+            *self._read(seeds, joints, last), pointer(rings.deltas_x), rings.deltas,
+            ct_h, pointer(ct_c), deltas_now,
+        )  # fmt: skip
+        kernel(self._blocks(rings.hidden), (THREADS,), args)
+
+    def _blocks(self, each_row: int) -> tuple[int]:
+        return (plan.blocks_for(self.rings.batch * each_row, THREADS),)
+
+    def _sizes(self) -> tuple[Any, ...]:
+        rings = self.rings
+        return rings.head, INT(rings.slots), INT(rings.batch), INT(rings.n_in), INT(rings.hidden)
+
+    def _written(self) -> tuple[Any, ...]:
+        rings = self.rings
+        stride = INT(rings.inputs.shape[-1])
+        return (
+            rings.inputs, stride, rings.hs, stride,
+            pointer(rings.cs), pointer(rings.gates), pointer(rings.extra),
+        )  # fmt: skip
+
+    def _read(self, seeds: Array, joints: Array, last: Any) -> tuple[Any, ...]:
+        rings = self.rings
+        before = rings.hs if rings.cs is None else rings.cs
+        stride = rings.hidden if rings.cs is not None else rings.inputs.shape[-1]
+        return (
+            seeds, INT(len(seeds)), pointer(joints), before, INT(stride),
+            pointer(rings.gates), pointer(rings.extra), *map(pointer, last),
+        )  # fmt: skip
+
+
+def pointer(array: Array) -> Any:
+    """An optional array as a kernel takes it."""
+    return NOTHING if array is None else array

@@ -1,0 +1,242 @@
+"""Where an array lies: in the host's memory, or on a CUDA device as an array of CuPy.
+
+Nothing moves by itself. What an op makes it makes where its arguments are; arguments that lie apart are an
+error that says where each is. Reading an element of a device's array makes the host wait for all that the
+device has still to do, so nothing here reads one unless it is asked to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DeviceError, describe
+
+# Arrays on a device that nobody writes to, by id: CuPy has no flag for it.
+FROZEN: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def on_device(value: Any) -> bool:
+    """Whether `value` is an array of CuPy."""
+    cupy = sys.modules.get("cupy")  # an array of it can exist only then
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def device_of(array: Any) -> str:
+    """The place of an array, as `tg.asarray` takes it: "cpu", "cuda:0"."""
+    return f"cuda:{array.device.id}" if on_device(array) else "cpu"
+
+
+# -- making and moving -------------------------------------------------------------------------------------
+
+
+def asarray(x: Any, dtype: Any = None, *, device: Any = None) -> Any:
+    """`x` as a plain array on `device`: "cpu", "cuda", "cuda:1"; None leaves it where it is.
+
+    Copied only where it has to move or change. Raises DeviceError where there is no such device.
+    """
+    array = x if on_device(x) else np.asarray(x)
+    if dtype is not None and array.dtype != dtype:
+        array = array.astype(dtype)
+    return array if device is None else moved(array, device)
+
+
+def moved(array: Any, device: Any) -> Any:
+    """`array` on `device`, itself if it is there already."""
+    if is_on(array, device):
+        return array
+    number = device_number(device)
+    if number is None:
+        return on_host(array)
+    cupy = cupy_with_a_device(device)
+    with contextlib.nullcontext() if number == -1 else cupy.cuda.Device(number):
+        return cupy.asarray(array)
+
+
+def is_on(array: Any, device: Any) -> bool:
+    """Whether `array` lies on `device` already."""
+    number = device_number(device)
+    return number in (array.device.id, -1) if on_device(array) else number is None
+
+
+def device_number(device: Any) -> int | None:
+    """None for the host, the number of a CUDA device, or -1 for the one that is current."""
+    if isinstance(device, str):
+        kind, colon, number = device.partition(":")
+        if device == "cpu":
+            return None
+        if kind == "cuda" and (number.isdecimal() if colon else True):
+            return int(number) if colon else -1
+    elif hasattr(device, "id"):  # CuPy's own
+        return int(device.id)
+    raise ArgumentError(f'device: it must be "cpu", "cuda" or "cuda:NUMBER", and {describe(device)} came.')
+
+
+def cupy_with_a_device(device: Any) -> Any:
+    """CuPy, or the error that says what is missing for `device`."""
+    try:
+        cupy = import_module("cupy")
+    except ImportError as error:
+        raise DeviceError(
+            f"device {device!r}: CuPy computes there, and is not installed.\n  pip install 'tapegrad[cuda13]'"
+        ) from error
+    if not cupy.cuda.is_available():
+        raise DeviceError(
+            f"device {device!r}: CuPy finds no CUDA device.\n  python -m tapegrad doctor says what is wrong."
+        )
+    return cupy
+
+
+def on_host(array: Any) -> Any:
+    """`array` as one of NumPy's; waits for the device if it lies on one."""
+    return array.get(order="A") if on_device(array) else array
+
+
+def owned(array: Any, dtype: Any = None) -> Any:
+    """A copy of `array` where it lies."""
+    if getattr(array, "namespace", np) is not np:  # what is compiled records it
+        return array.copy() if dtype is None else array.astype(dtype)
+    if type(array) is np.ndarray or not on_device(array):
+        return np.array(array, dtype=dtype)
+    return array.copy() if dtype is None else array.astype(dtype)
+
+
+def zeros_beside(array: Any, shape: Any, dtype: Any) -> Any:
+    """Zeros where `array` lies."""
+    return module_beside(array).zeros(shape, dtype)
+
+
+def module_beside(*arrays: Any) -> Any:
+    """The library that makes arrays where `arrays` are: one on a device decides."""
+    return next((sys.modules["cupy"] for array in arrays if on_device(array)), np)
+
+
+def number_beside(number: Any, others: tuple[Any, ...]) -> Any:
+    """A number as an array where `others` (arrays, Variables or sequences of them) are."""
+    return module_beside(*flat(others)).asarray(number)
+
+
+def placed_beside(value: Any, array: Any, where: str, what: str) -> Any:
+    """`value` where `array` lies: numbers and lists move there, an array that lies elsewhere is an error."""
+    if type(value) is type(array) or on_device(value) == on_device(array):
+        return value
+    if isinstance(value, np.ndarray | np.generic) or on_device(value):
+        raise DeviceError(
+            f"{where}: the {what} and its Variable must be on one device.\n"
+            f"  {what}: {placed(value)}      Variable: {placed(array)}\n"
+            f'  Move it: tg.asarray(x, device="{device_of(array)}").'
+        )
+    return module_beside(array).asarray(value)
+
+
+def flat(values: Any) -> Iterator[Any]:
+    """Arrays in a nest of sequences and Variables."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from flat(value)
+        else:
+            yield getattr(value, "_array", value)
+
+
+# -- what the host knows ---------------------------------------------------------------------------------------
+
+
+def surely_all(mask: Any) -> bool:
+    """Whether all elements hold, as far as the host knows: of a device's array it knows nothing, and does not ask."""
+    return not on_device(mask) and bool(np.all(mask))
+
+
+def surely_any(mask: Any) -> bool:
+    """Whether an element holds, as far as the host knows."""
+    return not on_device(mask) and bool(np.any(mask))
+
+
+class Verdict:
+    """Whether something held at every step of a loop, which the host learns some steps later without waiting.
+
+    The device keeps the conjunction of all that it was told. A copy of it is on its way to the host at any time, and is
+    looked at when it has arrived.
+    """
+
+    def __init__(self, beside: Any) -> None:
+        cupy = sys.modules["cupy"]
+        with beside.device:
+            self._held = cupy.ones((), bool)
+            self._arrival = cupy.cuda.Event(disable_timing=True)
+        # Only to memory that the system does not move can a device copy while the host goes on.
+        self._copy = import_module("cupyx").empty_pinned((), bool)
+        self._under_way = False
+
+    def note(self, held: Any) -> None:
+        """Note a 0-d boolean of the device."""
+        self._held &= held
+
+    def failed(self) -> bool:
+        """Whether it is known by now that something did not hold. Then it starts again."""
+        if self._under_way and not self._arrival.done:
+            return False
+        if self._under_way and not self._copy:
+            self._under_way = False
+            self._held.fill(True)
+            return True
+        self._held.get(out=self._copy, blocking=False)
+        self._arrival.record()
+        self._under_way = True
+        return False
+
+    def wait(self) -> None:
+        """Let the device catch up, so that `failed` knows of everything noted so far."""
+        self._held.get(out=self._copy)
+        self._under_way = True
+        self._arrival.record()
+        self._arrival.synchronize()
+
+
+# -- arrays that stay as they are --------------------------------------------------------------------------
+
+
+def freeze(array: Any) -> Any:
+    """`array`, of which it is known from now on that nobody writes to it: a recording need not copy it."""
+    if on_device(array):
+        FROZEN[id(array)] = array
+    elif isinstance(array, np.ndarray):
+        array.flags.writeable = False
+    return array
+
+
+def is_frozen(array: Any) -> bool:
+    """Whether `freeze` was told of this array of a device."""
+    return FROZEN.get(id(array)) is array
+
+
+# -- arrays that lie apart -----------------------------------------------------------------------------------
+
+
+def refuse_to_mix(op: str, arguments: Mapping[str, Any]) -> None:
+    """Raise DeviceError if the arrays among `arguments`, which `op` was given, lie on several devices."""
+    given = {name: [a for a in flat([value]) if lies_somewhere(a)] for name, value in arguments.items()}
+    places = [device_of(array) for arrays in given.values() for array in arrays]
+    if len(set(places)) < 2:
+        return
+    shown = "      ".join(f"{name}: {', '.join(map(placed, arrays))}" for name, arrays in given.items() if arrays)
+    there = next(place for place in places if place != "cpu")
+    raise DeviceError(
+        f"{op}: the arguments must be on one device.\n  {shown}\n"
+        f'  Move one: tg.asarray(x, device="{there}"), model.to("{there}"), or tape.to("{there}", carry=state).'
+    )
+
+
+def lies_somewhere(value: Any) -> bool:
+    """Whether `value` is an array, not a number: those go everywhere."""
+    return isinstance(value, np.ndarray) or on_device(value)
+
+
+def placed(array: Any) -> str:
+    """An array in the words of an error message, with its device."""
+    return f"{describe(array)} on {device_of(array)}"

@@ -1,0 +1,636 @@
+"""The CUDA C++ kernels without a GPU: run by g++ over fibres, each barrier left out once, and compiled by nvcc."""
+
+import ctypes
+import functools
+import itertools
+import mmap
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tapegrad.kernels import cpu
+from tapegrad.kernels.cuda import available, plan, source
+from tapegrad.kernels.cuda.plan import Backward, Forward
+from tapegrad.kernels.cuda.rings import Launches, Rings
+
+FIBRES = pathlib.Path(__file__).parent / "fibres"
+LIBC = ctypes.CDLL(None)
+F32, F64 = np.float32, np.float64
+RELATIVE_ERROR = 1e-6
+SOURCES = ("backward.cu", "forward.cu")
+CELLS = ("lstm", "gru", "rnn")
+BARRIER = re.compile(r"^ +(?:__syncthreads\(\)|barrier\.come\(\)|barrier\.wait\(\));", re.MULTILINE)
+
+# Divisions of `persistent_backward` that the tests run: one block and many, rows and units that do not divide
+# evenly, several tiles a warp, several warps a tile, several adjoints a thread; and what the planner chooses.
+DIVISIONS = [
+    *(Backward(cell, 64, 3, 16, 2, 2) for cell in CELLS),
+    *(Backward(cell, 20, 5, 8, 4, 2) for cell in CELLS),
+    *(Backward(cell, 64, 16, 32, 16, 1) for cell in CELLS),
+    Backward("lstm", 128, 1, 8, 1, 4),
+    Backward("gru", 96, 2, 4, 2, 2),
+    Backward("lstm", 12, 1, 16, 1, 1),
+    Backward("rnn", 256, 9, 32, 4, 2),
+    plan.persistent_backward("lstm", 64, 1),
+    plan.persistent_backward("lstm", 256, 1),
+    plan.persistent_backward("gru", 64, 6),
+]
+PHASES = {cell: Backward(cell, 16, 3, 4, 2, 2) for cell in CELLS}
+LONG = {cell: Backward(cell, 32, 2, 16, 2, 2) for cell in CELLS}
+STEPS = [
+    *(Forward(cell, 12, 20, 5, 8, 4, 2) for cell in CELLS),
+    *(Forward(cell, 8, 12, 3, 4, 1, 1) for cell in CELLS),
+    *(plan.forward_step(cell, 32, 64, 11) for cell in CELLS),
+    plan.forward_step("lstm", 24, 512, 1),
+]
+
+
+# -- the kernels on a CPU ------------------------------------------------------------------------------
+
+
+class Machine:
+    """Runs kernels as `source.compiled` would, on copies of the arrays where the kernels can reach them."""
+
+    def launch(self, kernel, grid, block, args, shared_mem=0):
+        owners = [None if not isinstance(a, np.ndarray) else a if a.base is None else a.base for a in args]
+        there = {id(owner): self.copy(owner) for owner in owners if owner is not None}
+        moved = [
+            a
+            if owner is None
+            else np.uintp(self.address(there[id(owner)]) + a.ctypes.data - owner.ctypes.data)
+            for a, owner in zip(args, owners, strict=True)
+        ]
+        self.call(kernel, grid, block, moved, shared_mem)
+        for owner in owners:
+            if owner is not None:
+                owner[...] = self.back(there[id(owner)])
+
+
+class Fibres(Machine):
+    """On a CPU. What reads or writes beyond the end of an array ends the process: a page follows that nobody may
+    touch. `order` draws which thread goes first; `left_out` are numbers of barriers that are not there."""
+
+    def __init__(self, libraries, order=2, left_out=()):
+        self.libraries, self.order, self.left_out = libraries, order, left_out
+
+    def compiled(self, name, expression, shared_bytes=0, cooperative=False):
+        return functools.partial(self.launch, (self.libraries[name], expression))
+
+    def call(self, kernel, grid, block, args, shared_mem):
+        library, expression = kernel
+        cells = [np.array(a) for a in args]
+        pointers = (ctypes.c_void_p * len(cells))(*(c.ctypes.data for c in cells))
+        failed = library.launch(
+            expression.encode(), *(*grid, 1)[:2], block[0], ctypes.c_size_t(shared_mem), self.order,
+            sum(1 << i for i in self.left_out), len(cells), pointers,
+        )  # fmt: skip
+        if failed:
+            reasons = "the threads wait for each other", "there is no such kernel", "it has other arguments"
+            raise RuntimeError(f"{expression}: {reasons[failed - 1]}")
+
+    def copy(self, array):
+        page, room = mmap.PAGESIZE, -(-array.nbytes // 16) * 16
+        memory = mmap.mmap(-1, -(-room // page) * page + page)
+        whole = np.frombuffer(memory, np.uint8)
+        end = ctypes.c_void_p(whole.ctypes.data + len(memory) - page)
+        assert LIBC.mprotect(end, ctypes.c_size_t(page), 0) == 0
+        there = whole[-page - room :][: array.nbytes].view(array.dtype).reshape(array.shape)
+        there[...] = array
+        return there
+
+    def address(self, there):
+        return there.ctypes.data
+
+    def back(self, there):
+        return there
+
+
+class OnGpu(Machine):
+    def compiled(self, name, expression, shared_bytes=0, cooperative=False):
+        kernel = source.compiled(name, expression, shared_bytes, cooperative)
+        return functools.partial(self.launch, kernel)
+
+    def call(self, kernel, grid, block, args, shared_mem):
+        kernel(grid, block, tuple(args), shared_mem=shared_mem)
+
+    def copy(self, array):
+        import cupy
+
+        return cupy.asarray(array)
+
+    def address(self, there):
+        return there.data.ptr
+
+    def back(self, there):
+        return there.get()
+
+
+def expressions(name):
+    structs = [plan.CELLS[cell][0] for cell in CELLS]
+    if name == "backward.cu":
+        return [
+            *(p.expression for p in (*DIVISIONS, *PHASES.values(), *LONG.values())),
+            *(f"step_backward<{s}>" for s in structs),
+        ]
+    return [*(p.expression for p in STEPS), *(f"finish_step<{s}>" for s in structs), "advance_head"]
+
+
+def barriers(name):
+    return [m[0].strip() for m in BARRIER.finditer(on_fibres(name))]
+
+
+def on_fibres(name):
+    return source.text(name, {"device.h": FIBRES / "device.h"})
+
+
+def numbered(text):
+    """The source with each barrier under a condition."""
+    numbers = itertools.count()
+    return BARRIER.sub(lambda m: f"if (!(fibres::left_out >> {next(numbers)} & 1)) {m[0].strip()}", text)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("fibres")
+
+    def built(name):
+        kernels = ", ".join(
+            f'{{"{e}", {{by_pointers({e}), arguments({e})}}}}' for e in dict.fromkeys(expressions(name))
+        )
+        path = folder / f"{name[:-3]}.cpp"
+        path.write_text(
+            f"{numbered(on_fibres(name))}\n{(FIBRES / 'launch.h').read_text()}\n"
+            f"namespace fibres {{\nconst std::map<std::string, Kernel> kernels = {{{kernels}}};\n}}\n"
+        )
+        command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-fno-gnu-unique", "-w",
+                   "-o", path.with_suffix(".so"), path]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return ctypes.CDLL(str(path.with_suffix(".so")))
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(SOURCES, pool.map(built, SOURCES), strict=True))
+
+
+@pytest.fixture(params=["fibres", "gpu"] if available() else ["fibres"])
+def machine(request):
+    return OnGpu() if request.param == "gpu" else Fibres(request.getfixturevalue("libraries"))
+
+
+def is_close(found, truth, what):
+    """Fails with the numbers unless the error is small, relative to the norm of the array."""
+    found, size = np.asarray(found, F64), np.linalg.norm(truth)
+    error = np.linalg.norm(found - truth)
+    assert error <= RELATIVE_ERROR * size, f"{what}: relative error {error / size if size else error:.2g}"
+
+
+# -- windows -------------------------------------------------------------------------------------------
+
+
+def filled(cell, slots, batch, n_in, n, head):
+    """Rings as a window leaves them: random residuals, and deltas that nobody has written yet."""
+    rng = np.random.default_rng(0)
+    rings = Rings(np, cell, slots - 1, batch, n_in, n)
+    rings.head[:] = head
+    rings.inputs[..., : n_in + n] = rng.uniform(-1, 1, (slots, batch, n_in + n))
+    for ring in (rings.deltas, rings.deltas_x):
+        if ring is not None:
+            ring[...] = np.nan
+    if cell != "rnn":
+        rings.gates[...] = rng.uniform(0, 1, rings.gates.shape)
+        rings.extra[...] = rng.uniform(-1, 1, rings.extra.shape)
+        candidates = rings.gates[..., 2 * n : 3 * n]
+        candidates[...] = 2 * candidates - 1
+    if cell == "lstm":
+        rings.cs[...] = rng.uniform(-1, 1, rings.cs.shape)
+    return rings
+
+
+def doubles(array):
+    return array.astype(F64)
+
+
+def pulled(rings, slot, ct_h, ct_c):
+    """One step's pullback in float64, from what its slot keeps: deltas of x w_x, of h w_h, and what is carried."""
+    if rings.cell == "lstm":
+        ct_z, ct_c = cpu.lstm_step_pullback(
+            ct_h, ct_c, *map(doubles, (rings.cs[slot], rings.gates[slot], rings.extra[slot]))
+        )
+        return ct_z, ct_z, 0.0, ct_c
+    if rings.cell == "gru":
+        of_x, of_h, through = cpu.gru_step_pullback(
+            ct_h, *map(doubles, (rings.hs[slot], rings.gates[slot], rings.extra[slot]))
+        )
+        return of_x, of_h, through, ct_c
+    ct_z = cpu.rnn_step_pullback(ct_h, doubles(rings.hs[(slot + 1) % rings.slots]))
+    return ct_z, ct_z, 0.0, ct_c
+
+
+def swept(rings, w_h, seeds, joints, last):
+    """The window's sweep in float64: deltas by slot, zeros in free slots, and the first state's cotangents."""
+    newest, steps, seeded = map(int, rings.head)
+    of_x, of_h = np.zeros(rings.deltas.shape), np.zeros(rings.deltas.shape)
+    (ct_h, ct_c), factor = map(doubles, last), 1.0
+    for age in range(steps):
+        slot = (newest - age) % rings.slots
+        ct_h, ct_c = ct_h * factor, ct_c * factor
+        if age < seeded:
+            ct_h = ct_h + seeds[slot % len(seeds)]
+        of_x[slot], of_h[slot], through, ct_c = pulled(rings, slot, ct_h, ct_c)
+        ct_h = through + of_h[slot] @ doubles(w_h).T
+        factor = 1.0 if joints is None else F64(joints[slot])
+    return of_x, of_h, ct_h, ct_c
+
+
+def task(cell, batch, n, slots, head, *, with_joints=True, one_seed=False, gain=1.0):
+    """A window and what a sweep of it takes."""
+    rings, rng = filled(cell, slots, batch, 4, n, head), np.random.default_rng(1)
+    w_h = (gain / n**0.5 * rng.uniform(-1, 1, (n, rings.gates_count * n))).astype(F32)
+    seeds = rng.standard_normal((1 if one_seed else slots, batch, n)).astype(F32)
+    joints = rng.uniform(0.5, 1.5, slots).astype(F32) if with_joints else None
+    last = rng.standard_normal((2, batch, n)).astype(F32)
+    return rings, w_h, seeds, joints, last
+
+
+def backward_in_one_launch(machine, division, rings, w_h, seeds, joints, last):
+    launches = Launches(rings, machine.compiled)
+    launches.backward_plan = division
+    first = np.full_like(last, np.nan)
+    launches.backward(w_h, seeds, joints=joints, last=last, first=first)
+    return first
+
+
+def compare(rings, found, truth):
+    of_x, of_h, ct_h, ct_c = truth
+    for slot in range(rings.slots):  # one by one: the older are the smaller
+        is_close(rings.deltas[slot], of_h[slot], f"deltas in slot {slot}")
+        if rings.deltas_x is not None:
+            is_close(rings.deltas_x[slot], of_x[slot], f"deltas of x in slot {slot}")
+    is_close(found[0], ct_h, "the first h")
+    if rings.cell == "lstm":
+        is_close(found[1], ct_c, "the first c")
+
+
+@pytest.mark.parametrize("division", DIVISIONS, ids=lambda p: p.expression[20:-1] + f", batch {p.batch}")
+def test_a_window_is_swept_in_one_launch(machine, division):
+    for slots, head in ((6, (2, 5, 1)), (4, (0, 2, 2))):
+        rings, *given = task(division.cell, division.batch, division.hidden, slots, head)
+        first = backward_in_one_launch(machine, division, rings, *given)
+        compare(rings, first, swept(rings, *given))
+        assert not any(rings.counters * 2)  # but for the top bits
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_every_phase_of_the_ring_gives_the_same_sweep_in_any_order_of_threads(libraries, cell, order):
+    division, slots = PHASES[cell], 4
+    for newest, steps in itertools.product(range(slots), range(1, slots)):
+        head = (newest, steps, 1 + newest % steps)
+        rings, *given = task(cell, 3, 16, slots, head, with_joints=newest % 2, one_seed=newest == 3)
+        found = backward_in_one_launch(Fibres(libraries, order), division, rings, *given)
+        compare(rings, found, swept(rings, *given))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_launches_follow_each_other_on_the_same_counters(machine, cell):
+    rings, *given = task(cell, 3, 16, 4, (1, 3, 2))
+    for _ in range(3):
+        rings.deltas[...] = np.nan
+        found = backward_in_one_launch(machine, PHASES[cell], rings, *given)
+        compare(rings, found, swept(rings, *given))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_long_window_does_not_lose_precision(machine, cell):
+    # With this gain adjoints neither vanish, which makes any error a large part of them, nor explode.
+    gain = {"lstm": 1.5, "gru": 3.0, "rnn": 1.5}[cell]
+    rings, *given = task(cell, 2, 32, 41, (17, 40, 3), with_joints=False, gain=gain)
+    found = backward_in_one_launch(machine, LONG[cell], rings, *given)
+    compare(rings, found, swept(rings, *given))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_joints_or_cotangents_from_elsewhere_pointers_may_be_null(machine, cell):
+    rings, w_h, seeds, _, last = task(cell, 3, 16, 4, (3, 3, 1))
+    launches = Launches(rings, machine.compiled)
+    launches.backward_plan = PHASES[cell]
+    launches.backward(w_h, seeds)
+    is_close(rings.deltas, swept(rings, w_h, seeds, None, 0 * last)[1], "deltas")
+
+
+@pytest.mark.skipif(not available(), reason="needs CuPy and a GPU")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_window_of_the_sizes_that_it_is_for(cell):
+    for hidden, batch in itertools.product((256, 512, 1024), (1, 16, 64)):
+        rings, *given = task(cell, batch, hidden, 6, (2, 5, 1))
+        found = backward_in_one_launch(OnGpu(), plan.persistent_backward(cell, hidden, batch), rings, *given)
+        compare(rings, found, swept(rings, *given))
+
+
+def stepwise(machine, rings, w_h, seeds, joints, last):
+    """The whole window by `step_backward` and a product for each age."""
+    launches, ct = Launches(rings, machine.compiled), np.full_like(last, np.nan)
+    now = np.full(rings.deltas.shape[1:], np.nan, F32)
+    for age in range(rings.window):
+        ct_c = ct[1] if rings.cell == "lstm" else None
+        launches.step_backward(age, seeds, ct[0], ct_c, now, joints=joints, last=last)
+        ct[0] += now @ w_h.T
+    return ct
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_window_is_swept_step_by_step(machine, cell, batch):
+    for newest, steps in itertools.product(range(5), range(1, 5)):
+        rings, *given = task(cell, batch, 20, 5, (newest, steps, min(2, steps)), with_joints=newest % 2)
+        found = stepwise(machine, rings, *given)
+        compare(rings, found, swept(rings, *given))
+
+
+# -- steps ---------------------------------------------------------------------------------------------
+
+
+def weights_for(cell, n_in, n, rng):
+    width = plan.CELLS[cell][1] * n
+    shapes = [(n_in, width), (n, width), (width,), *([(width,)] if cell == "gru" else [])]
+    return [(rng.uniform(-1, 1, shape) / (n_in + n) ** 0.5).astype(F32) for shape in shapes]
+
+
+def stepped(rings, x, weights):
+    """A step in float64 from the state in the ring: what `cpu` returns, h' and (c' of) what is kept."""
+    slot = int(rings.head[0])
+    state = [rings.hs[slot], *([] if rings.cs is None else [rings.cs[slot]])]
+    kept = getattr(cpu, f"{rings.cell}_step")(*map(doubles, (x, *state, *weights)))
+    return kept if isinstance(kept, tuple) else (kept,)
+
+
+def in_the_ring(rings, slot):
+    """The same from the ring."""
+    behind = (slot + 1) % rings.slots
+    if rings.cell == "lstm":
+        return rings.hs[behind], rings.cs[behind], rings.gates[slot], rings.extra[slot]
+    return (rings.hs[behind], *([] if rings.cell == "rnn" else [rings.gates[slot], rings.extra[slot]]))
+
+
+def run_steps(machine, division, run):
+    """Steps through a ring of four slots, small ones more than once around, each against float64."""
+    rng = np.random.default_rng(5)
+    cell, n_in, n, batch = division.cell, division.n_in, division.hidden, division.batch
+    rings, weights = Rings(np, cell, 3, batch, n_in, n), weights_for(cell, n_in, n, rng)
+    launches, h_now = Launches(rings, machine.compiled), np.empty((batch, n), F32)
+    launches.forward_plan = division
+    for t in range(5 if n < 64 else 2):
+        x = rng.uniform(-1, 1, (batch, n_in)).astype(F32)
+        launches.advance(stride=2)
+        slot = t % 4
+        assert list(rings.head) == [slot, min(t + 1, 3), 1 + t % 2]
+        run(launches, x, weights, h_now)
+        for i, (y, truth) in enumerate(
+            zip(in_the_ring(rings, slot), stepped(rings, x, weights), strict=True)
+        ):
+            is_close(y, truth, f"step {t}, output {i}")
+        np.testing.assert_array_equal(rings.inputs[slot, :, :n_in], x)
+        np.testing.assert_array_equal(rings.hs[(slot + 1) % 4], h_now)
+        assert (rings.inputs[..., n_in + n] == 1).all()
+        assert not rings.inputs[..., n_in + n + 1 :].any()
+
+
+@pytest.mark.parametrize("division", STEPS, ids=lambda p: p.expression[13:-1] + f", batch {p.batch}")
+def test_a_step_is_its_definition(machine, division):
+    def run(launches, x, weights, h_now):
+        b_h = weights[3] if division.cell == "gru" else None
+        launches.forward(x, *weights[:3], b_h, h_now)
+
+    run_steps(machine, division, run)
+
+
+@pytest.mark.parametrize(
+    ("cell", "together"), [("lstm", False), ("lstm", True), ("gru", False), ("rnn", False), ("rnn", True)]
+)
+def test_a_step_is_finished_after_its_products(machine, cell, together):
+    def run(launches, x, weights, h_now):
+        rings = launches.rings
+        from_x, from_h = x @ weights[0], rings.hs[rings.head[0]] @ weights[1]
+        if together:
+            from_x, from_h = from_x + from_h, None
+        launches.finish(x, from_x, from_h, weights[2], weights[3] if cell == "gru" else None, h_now)
+
+    run_steps(machine, Forward(cell, 7, 20, 3, 4, 1), run)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_product_over_the_ring_is_the_weights_gradient_at_every_phase(machine, cell):
+    rng = np.random.default_rng(7)
+    n_in, n, batch, window = 12, 16, 3, 3
+    rings, weights = Rings(np, cell, window, batch, n_in, n), weights_for(cell, n_in, n, rng)
+    launches, steps = Launches(rings, machine.compiled), []
+    launches.forward_plan, launches.backward_plan = Forward(cell, n_in, n, batch, 8, 4, 2), PHASES[cell]
+    for _ in range(9):
+        x, seeds = (
+            rng.standard_normal((batch, n_in)).astype(F32),
+            rng.standard_normal((1, batch, n)).astype(F32),
+        )
+        launches.advance()
+        launches.forward(x, *weights[:3], weights[3] if cell == "gru" else None)
+        launches.backward(weights[1], seeds)
+        slot = int(rings.head[0])
+        steps = [*steps, (slot, x, rings.hs[slot].copy())][-window:]
+        of_x, of_h, *_ = swept(rings, weights[1], seeds, None, np.zeros((2, batch, n)))
+        truth = (
+            sum(doubles(x).T @ of_x[s] for s, x, _ in steps),
+            sum(doubles(h).T @ of_h[s] for s, _, h in steps),
+            sum(of_x[s].sum(0) for s, *_ in steps),
+            sum(of_h[s].sum(0) for s, *_ in steps),
+        )
+        inputs = rings.inputs.reshape(-1, rings.inputs.shape[-1]).T
+        through_h = inputs @ rings.deltas.reshape(-1, rings.deltas.shape[-1])
+        through_x = through_h
+        if rings.deltas_x is not None:
+            through_x = inputs @ rings.deltas_x.reshape(-1, rings.deltas.shape[-1])
+        found = through_x[:n_in], through_h[n_in : n_in + n], through_x[n_in + n], through_h[n_in + n]
+        for what, gradient, expected in zip(("w_x", "w_h", "b", "b_h"), found, truth, strict=True):
+            is_close(gradient, expected, what)
+
+
+# -- barriers ------------------------------------------------------------------------------------------
+
+ORDERS = range(8)
+
+
+def error_of_a_sweep(libraries, order, left_out):
+    """The largest error of a window's sweep, infinite if the threads never come to its end."""
+    rings, *given = task("lstm", 3, 16, 4, (0, 3, 2))
+    try:
+        first = backward_in_one_launch(Fibres(libraries, order, left_out), PHASES["lstm"], rings, *given)
+    except RuntimeError:
+        return np.inf
+    _, deltas, ct_h, _ = swept(rings, *given)
+    return max(np.abs(rings.deltas - deltas).max(), np.abs(first[0] - ct_h).max())
+
+
+def error_of_a_step(libraries, order, left_out):
+    rng, division = np.random.default_rng(5), STEPS[0]
+    rings = Rings(np, "lstm", 3, division.batch, division.n_in, division.hidden)
+    rings.head[:] = 0, 1, 1
+    weights = weights_for("lstm", division.n_in, division.hidden, rng)
+    x = rng.standard_normal((division.batch, division.n_in)).astype(F32)
+    launches = Launches(rings, Fibres(libraries, order, left_out).compiled)
+    launches.forward_plan = division
+    launches.forward(x, *weights)
+    return np.abs(rings.hs[1] - stepped(rings, x, weights)[0]).max()
+
+
+ERRORS = {"backward.cu": error_of_a_sweep, "forward.cu": error_of_a_step}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_all_orders_of_threads_are_right_with_all_barriers(libraries, name):
+    assert max(ERRORS[name](libraries, order, ()) for order in ORDERS) < 1e-5
+
+
+# Every barrier of the sources, as they are numbered; the two halves of one together as well.
+BARRIERS = [
+    ("backward.cu", (0,), "__syncthreads();"),  # in BlocksBarrier::come
+    ("backward.cu", (1,), "__syncthreads();"),  # in BlocksBarrier::wait
+    ("backward.cu", (2,), "barrier.come();"),
+    ("backward.cu", (3,), "barrier.wait();"),
+    ("backward.cu", (2, 3), "barrier.come(); barrier.wait();"),
+    ("backward.cu", (4,), "__syncthreads();"),
+    ("forward.cu", (0,), "__syncthreads();"),
+]
+
+
+@pytest.mark.parametrize(("name", "left_out", "text"), BARRIERS)
+def test_a_barrier_that_is_left_out_shows(libraries, name, left_out, text):
+    assert " ".join(barriers(name)[i] for i in left_out) == text
+    errors = [ERRORS[name](libraries, order, left_out) for order in ORDERS]
+    assert any(not error < 1e-2 for error in errors), errors
+
+
+def test_no_barrier_is_forgotten_above():
+    for name in SOURCES:
+        assert {i for source_, left_out, _ in BARRIERS if source_ == name for i in left_out} == set(
+            range(len(barriers(name)))
+        )
+        written = source.text(name, {"device.h": FIBRES / "launch.h"})
+        waits = re.findall(r"\w*sync\w*\(\)|\.come\(\)|\.wait\(\)", written)
+        assert len(waits) == len(barriers(name))
+
+
+# -- plans ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("hidden", [64, 100, 128, 256, 384, 512, 768, 1000, 1024])
+def test_every_size_up_to_1024_units_and_64_rows_has_a_plan_that_fits(cell, hidden):
+    for batch in (1, 2, 3, 7, 16, 33, 64):
+        chosen = plan.persistent_backward(cell, hidden, batch)
+        assert chosen.grid[0] * chosen.grid[1] <= plan.H100.multiprocessors
+        assert chosen.shared_bytes <= 227 * 1024
+        assert chosen.grid[0] * chosen.units >= hidden
+        assert chosen.grid[1] * chosen.rows >= batch
+        assert chosen.tiles * chosen.height == chosen.rows
+        assert chosen.counters <= 32 * batch  # what `Rings` has
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (
+            ("lstm", 2048, 1),
+            "132 blocks of 16 units each hold 512 KiB of weights; a block has 227 KiB of shared memory.",
+        ),
+        (("lstm", 1024, 200), "128 of 132 blocks hold the weights, and each can finish 128 rows at a time."),
+        (
+            ("lstm", 130, 1),
+            "hidden must be a multiple of 4, rows are read 16 bytes at a time.\n  hidden: 130",
+        ),
+        (("lstm", 128, 0), "batch must be at least 1.\n  batch: 0"),
+        (("peephole", 128, 1), "no cell is called 'peephole'; there are lstm, gru, rnn."),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(arguments, why):
+    with pytest.raises(ValueError, match=re.escape(why)):
+        plan.persistent_backward(*arguments)
+
+
+def test_a_smaller_gpu_holds_less():
+    small = plan.Gpu("half an H100", 66)
+    assert plan.persistent_backward("lstm", 512, 1, small).grid[0] <= 66
+    with pytest.raises(
+        ValueError, match=re.escape("lstm of 1024 units, batch 1, does not fit half an H100.")
+    ):
+        plan.persistent_backward("lstm", 1024, 1, small)
+
+
+def test_a_step_of_an_odd_number_of_inputs_is_refused():
+    with pytest.raises(ValueError, match=re.escape("n_in must be a multiple of 4")):
+        plan.forward_step("lstm", 30, 64, 1)
+
+
+# -- source --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_text_has_every_header_once(name):
+    text = source.text(name)
+    assert "#include" not in text
+    assert text.count("struct Ring {") == text.count("float* on_chip()") == 1
+
+
+def test_without_cupy_nothing_is_available(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert not available()
+
+
+# -- what nvcc says ------------------------------------------------------------------------------------
+
+# By what a launch on an H100 is made of; the largest of each.
+COMPILED = {
+    "backward.cu": [
+        *(
+            plan.persistent_backward(cell, hidden, batch)
+            for cell in CELLS
+            for hidden, batch in ((256, 1), (1024, 64))
+        ),
+        plan.persistent_backward("lstm", 256, 64),
+        plan.persistent_backward("lstm", 1024, 1),
+    ],
+    "forward.cu": [plan.forward_step(cell, 1024, 1024, batch) for cell in CELLS for batch in (1, 16)],
+}
+ELEMENTWISE = {"backward.cu": "step_backward", "forward.cu": "finish_step"}
+REPORT = re.compile(
+    r"entry function '(?P<kernel>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_kernels_compile_for_an_h100_within_its_registers_and_shared_memory(tmp_path, name):
+    kernels = [p.expression for p in COMPILED[name]]
+    kernels += [f"{ELEMENTWISE[name]}<{plan.CELLS[cell][0]}>" for cell in CELLS]
+    path = tmp_path / name
+    path.write_text(
+        source.text(name) + "\nvoid* kept[] = {" + ", ".join(f"(void*)&{k}" for k in kernels) + "};\n"
+    )
+    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings",
+               "-o", tmp_path / "kernels.cubin", path]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [m.groupdict() for m in REPORT.finditer(done.stderr)]
+    assert len(found) == len(kernels) + (name == "forward.cu"), done.stderr  # and `advance_head`
+    for kernel in found:
+        assert kernel["stack"] == kernel["stores"] == kernel["loads"] == "0", kernel
+        warps = re.search(r"Li(\d+)EEv", kernel["kernel"])  # the last argument of a template, if it is one
+        assert int(kernel["registers"]) * 32 * int(warps[1] if warps else plan.WARPS) <= 65536, kernel
+    for chosen in COMPILED[name]:
+        assert chosen.shared_bytes <= 227 * 1024
