@@ -115,6 +115,21 @@ def named_rules(p: Primitive) -> list[Callable[..., Any]]:
     return list(dict.fromkeys(r for r in rules if r.__name__ != "<lambda>"))
 
 
+def helpers_of(ops: Iterable[Primitive]) -> dict[str, Callable[..., Any]]:
+    """The functions with a docstring that pullbacks call and that are no ops, by name."""
+    public = {
+        names.function_at(where) for where in {**names.PUBLIC, **names.SPECIAL, **names.LINALG}.values()
+    }
+    found: dict[str, Callable[..., Any]] = {}
+    for rule in (r for p in ops for r in ([p.joint] if p.joint else p.rules.values())):
+        for name in rule.__code__.co_names:
+            called = rule.__globals__.get(name)
+            is_op = called in public or hasattr(called, "primitive")
+            if inspect.isfunction(called) and called.__doc__ and not is_op:
+                found.setdefault(name, called)
+    return found
+
+
 def body_of(function: Callable[..., Any]) -> str:
     """The source of a function without its docstring."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
@@ -192,6 +207,10 @@ def module_text(module: str, reached: dict[Any, list[str]]) -> str:
     if pullbacks:
         source = "\n\n".join(body_of(rule) for rule in pullbacks)
         parts.append(f"Pullbacks that are more than an expression:\n\n```py\n{source}\n```\n")
+    helpers = helpers_of(ops)
+    if helpers:
+        said = [f"- {code(n + parameters(f))}: {first_line(f)}" for n, f in helpers.items()]
+        parts.append("\n".join(["Called in these pullbacks:\n", *said]) + "\n")
     functions = functions_of(module)
     if functions:
         rows = [[code(n + parameters(f)), first_line(f), listed(reached.get(f, []))] for n, f in functions]

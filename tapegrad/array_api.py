@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .backend import device as places
 from .core.variable import Variable
 from .ops.elementwise import astype as cast
 from .ops.elementwise import positive
@@ -21,6 +22,7 @@ from .ops.exchange import VERSIONS
 from .ops.names import PUBLIC, function_at, words
 from .ops.protocols import bare
 from .ops.ranges import full_like
+from .ops.transfer import asarray as to_device
 
 __array_api_version__ = VERSIONS[-1]
 
@@ -46,17 +48,28 @@ STANDARD = words("""
     __array_namespace_info__
 """)  # fmt: skip
 
+MADE_OF_NUMBERS = words("arange empty eye linspace ones zeros")
+
 
 def __getattr__(name: str) -> Any:
     if name not in STANDARD:
         raise AttributeError(f"{name!r} is not a name of the array API standard that can be had here")
     if not hasattr(np, name) and name in PUBLIC:  # an older NumPy
         return function_at(PUBLIC[name])
-    return getattr(np, name)
+    return made_by(getattr(np, name)) if name in MADE_OF_NUMBERS else getattr(np, name)
 
 
 def __dir__() -> list[str]:
     return sorted(STANDARD | {"__array_api_version__"})
+
+
+def made_by(function: Any) -> Any:
+    """A function that makes an array of numbers, with the parameter that says on which device."""
+
+    def make(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+        return places.asarray(function(*args, **kwargs), device=device)
+
+    return make
 
 
 # -- where NumPy's function is not asked about Variables, or lacks a parameter of the standard's -------------
@@ -65,7 +78,9 @@ def __dir__() -> list[str]:
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Any:
     """`obj` as an array; a Variable stays one."""
     if not isinstance(obj, Variable):
-        return np.asarray(obj, dtype=dtype, device=device, copy=copy)
+        array = obj if places.on_device(obj) else np.asarray(obj, dtype=dtype, copy=copy)
+        return places.asarray(array, dtype, device=device)
+    obj = to_device(obj, device=device)
     if dtype is not None and np.dtype(dtype) != obj.dtype:
         return astype(obj, dtype)
     return positive(obj) if copy else obj
@@ -84,7 +99,7 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) 
     """An array filled with one value, which may be a Variable."""
     if isinstance(fill_value, Variable):
         return full_like(np.empty((), dtype or fill_value.dtype), fill_value, shape)
-    return np.full(shape, fill_value, dtype, device=device)
+    return places.asarray(np.full(shape, fill_value, dtype), device=device)
 
 
 def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
@@ -96,7 +111,7 @@ def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = 
 def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """The indices that sort along an axis; equal elements keep their order."""
     if not descending:
-        return np.argsort(x, axis=axis, stable=stable)
+        return np.argsort(x, axis=axis, kind="stable")
     # Sorted from the end, equal elements come in their own order when the result is turned around.
-    back = np.flip(np.argsort(np.flip(bare(x), axis), axis=axis, stable=True), axis)
+    back = np.flip(np.argsort(np.flip(bare(x), axis), axis=axis, kind="stable"), axis)
     return np.shape(x)[axis] - 1 - back

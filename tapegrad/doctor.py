@@ -40,12 +40,10 @@ Findings = Iterator[Finding]
 
 
 def python() -> Findings:
-    version = sys.version_info[:2]
-    fix = "" if version >= LEAST_PYTHON else f"tapegrad needs Python {dotted(LEAST_PYTHON)} or newer."
+    found = f"{platform.python_version()} ({platform.python_implementation()}), {platform.machine()}"
+    recent = sys.version_info[:2] >= LEAST_PYTHON
     yield Finding(
-        "Python",
-        f"{platform.python_version()} ({platform.python_implementation()}), {platform.machine()}",
-        fix,
+        "Python", found, "" if recent else f"tapegrad needs Python {dotted(LEAST_PYTHON)} or newer."
     )
 
 
@@ -79,11 +77,8 @@ def threads() -> Findings:
 
 
 def scipy() -> Findings:
-    version = installed("scipy")
-    yield Finding(
-        "SciPy",
-        version or "not installed: no special functions, no weights updated inside BLAS (tapegrad[jit])",
-    )
+    absent = "not installed: no special functions, no weights updated inside BLAS (tapegrad[jit])"
+    yield Finding("SciPy", installed("scipy") or absent)
 
 
 def numba() -> Findings:
@@ -127,13 +122,8 @@ def cache() -> Findings:
 
 def cupy_packages() -> Findings:
     """CuPy comes under a name for each CUDA, and two of them overwrite each other's files."""
-    found = sorted(
-        {
-            name
-            for d in importlib.metadata.distributions()
-            if (name := (d.metadata["Name"] or "").lower()).split("-")[0] == "cupy"
-        }
-    )
+    names = {(d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
+    found = sorted(name for name in names if name.split("-")[0] == "cupy")
     if len(found) > 1:
         keep = next((name for name in reversed(found) if name != "cupy"), found[0])
         yield Finding(
@@ -179,59 +169,54 @@ def gpu() -> Findings:
         yield Finding("driver", f"for CUDA up to {cuda(version)}")
     if importlib.util.find_spec("cupy") is None:
         if version:
-            major = version // 1000
-            yield Finding(
-                "device",
-                "there is a driver and no CuPy",
-                f"pip install 'tapegrad[cuda{max(12, min(13, major))}]'",
-            )
+            extra = f"cuda{max(12, min(13, version // 1000))}"
+            yield Finding("device", "there is a driver and no CuPy", f"pip install 'tapegrad[{extra}]'")
         return
     try:
         import cupy
     except Exception as error:  # a broken installation raises what it likes
-        yield Finding(
-            "CuPy's import",
-            f"{type(error).__name__}: {error}",
-            "Reinstall CuPy for the driver's CUDA version.",
-        )
+        found = f"{type(error).__name__}: {error}"
+        yield Finding("CuPy's import", found, "Reinstall CuPy for the driver's CUDA version.")
         return
     yield from runtime(cupy, version)
 
 
 def runtime(cupy: Any, driver: int | None) -> Findings:
+    """What CuPy found of CUDA; `driver` is the newest that the driver can serve."""
     try:
         version = cupy.cuda.runtime.runtimeGetVersion()
     except Exception as error:
-        yield Finding(
-            "CUDA runtime",
-            f"does not answer: {error}",
-            "Install the CUDA libraries that this CuPy was built for.",
-        )
+        fix = "Install the CUDA libraries that this CuPy was built for."
+        yield Finding("CUDA runtime", f"does not answer: {error}", fix)
         return
     newer = driver is not None and version // 1000 > driver // 1000
     fix = f"Update the driver, or pip install cupy-cuda{driver // 1000}x." if newer and driver else ""
     yield Finding("CUDA runtime", cuda(version), fix)
+    yield compiler(cupy, version // 1000)
+    if cupy.cuda.is_available():
+        yield device(cupy)
+    else:
+        fix = "" if driver is None else "Look at CUDA_VISIBLE_DEVICES, and at nvidia-smi."
+        yield Finding("device", "none is visible", fix)
+
+
+def compiler(cupy: Any, runtime: int) -> Finding:
+    """NVRTC, which compiles kernels; it must be of the same CUDA as the runtime."""
+    fix = f'pip install "nvidia-cuda-nvrtc=={runtime}.*"'
     try:
         major, minor = cupy.cuda.nvrtc.getVersion()
     except Exception as error:
-        yield Finding(
-            "NVRTC", f"does not answer: {error}", f'pip install "nvidia-cuda-nvrtc=={version // 1000}.*"'
-        )
-    else:
-        apart = "" if major == version // 1000 else f'pip install "nvidia-cuda-nvrtc=={version // 1000}.*"'
-        yield Finding("NVRTC", f"{major}.{minor}", apart)
-    if not cupy.cuda.is_available():
-        yield Finding(
-            "device",
-            "none is visible",
-            "" if driver is None else "Look at CUDA_VISIBLE_DEVICES, and at nvidia-smi.",
-        )
-        return
+        return Finding("NVRTC", f"does not answer: {error}", fix)
+    return Finding("NVRTC", f"{major}.{minor}", "" if major == runtime else fix)
+
+
+def device(cupy: Any) -> Finding:
+    """The first device: what it is, and how much of its memory is free."""
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     free, total = cupy.cuda.runtime.memGetInfo()
     name = properties["name"].decode() if isinstance(properties["name"], bytes) else properties["name"]
     found = f"{name}, compute capability {properties['major']}.{properties['minor']}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    yield Finding("device", found, "" if free > 2**28 else "Its memory is full: end other programs on it.")
+    return Finding("device", found, "" if free > 2**28 else "Its memory is full: end other programs on it.")
 
 
 # -- self-tests ------------------------------------------------------------------------------------
@@ -243,27 +228,18 @@ def self_tests() -> Findings:
     if installed("numba") is not None and installed("scipy") is not None:
         backends["Numba"] = lambda: compared("numba")
     for name, test in backends.items():
-        started = time.perf_counter()
+        what, started = f"self-test, {name}", time.perf_counter()
         try:
             error = test()
         except Exception as failure:  # whatever it is, it is what the user wants to know
-            yield Finding(
-                f"self-test, {name}",
-                f"{type(failure).__name__}: {failure}",
-                "Report this with the whole output.",
-            )
+            yield Finding(what, f"{type(failure).__name__}: {failure}", "Report this with the whole output.")
             continue
-        seconds = time.perf_counter() - started
-        fix = (
-            ""
-            if error < 1e-10
-            else "Gradients are wrong: do not use this backend; report this with the whole output."
-        )
-        if not fix and seconds > SECONDS:
+        seconds, fix = time.perf_counter() - started, ""
+        if not error < 1e-10:
+            fix = "Gradients are wrong: do not use this backend; report this with the whole output."
+        elif seconds > SECONDS:
             fix = "It took too long: is the kernel cache writable, and the machine busy?"
-        yield Finding(
-            f"self-test, {name}", f"gradients differ from the rules' by {error:.0e}; {seconds:.1f} s", fix
-        )
+        yield Finding(what, f"gradients differ from the rules' by {error:.0e}; {seconds:.1f} s", fix)
 
 
 def compared(compile: Any) -> float:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .backend.device import on_device
 from .core.capacitor import CapacitorTape
 from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
 from .core.replay import Inputs, Leaf, Rerun
@@ -25,7 +26,7 @@ from .core.sweep import Joints, in_step
 from .core.tape import Tape
 from .core.variable import Variable
 from .core.window import Clock, Span, WindowSegment
-from .errors import ArgumentError, DtypeError, GradientError, describe
+from .errors import ArgumentError, DtypeError, GradientError, UnsupportedError, describe
 from .ops.reduce import sum as total
 from .transforms import grad
 from .types import Array
@@ -73,14 +74,7 @@ def check_gradients(
     Raises GradientError that names the sweep, the leaf, its worst element and the likely cause: the rule of an op
     for an argument, a kink there, or the dtype; ArgumentError for what is no derivative (weights="current") or looks beyond the window.
     """
-    if not callable(f):
-        raise ArgumentError(f"check_gradients: `f` must be a function, and {describe(f)} came.")
-    require_count("check_gradients", "directions", directions)
-    for name, value in (("eps", eps), ("tolerance", eps if tolerance is None else tolerance)):
-        if not isinstance(value, Real) or not value > 0:
-            raise ArgumentError(f"check_gradients: `{name}` must be a number above 0, and {value!r} came.")
-    if order not in (1, 2):
-        raise ArgumentError(f"check_gradients: `order` must be 1 or 2, and {order!r} came.")
+    require_settings(f, eps, tolerance, directions, order)
     if len(args) == 1 and isinstance(args[0], CapacitorTape):
         if order == 2:
             raise ArgumentError("check_gradients: `order=2` is for a function of arrays, and a loop came.")
@@ -123,6 +117,17 @@ def check_gradients(
         ).check(check)
         return GradientReport(report.sweeps, report.leaves, max(report.worst, worst))
     return report
+
+
+def require_settings(f: Any, eps: float, tolerance: float | None, directions: int, order: int) -> None:
+    if not callable(f):
+        raise ArgumentError(f"check_gradients: `f` must be a function, and {describe(f)} came.")
+    require_count("check_gradients", "directions", directions)
+    for name, value in (("eps", eps), ("tolerance", eps if tolerance is None else tolerance)):
+        if not isinstance(value, Real) or not value > 0:
+            raise ArgumentError(f"check_gradients: `{name}` must be a number above 0, and {value!r} came.")
+    if order not in (1, 2):
+        raise ArgumentError(f"check_gradients: `order` must be 1 or 2, and {order!r} came.")
 
 
 def argument(i: int, a: Any) -> Variable:
@@ -230,8 +235,18 @@ class Check:
             for clock in self.tape._clocks
         }
         leaves = leaves_read(window)
-        before = {leaf: None if leaf.grad is None else leaf.grad.copy() for leaf in leaves.values()}
         self.limit = self.tolerance if self.tolerance is not None else (1e-6 if all_double(window) else 2e-3)
+        sweep = self.swept(keep, due, leaves.values())
+        if sweep.saved:
+            window = window[-sweep.segments :]
+        gradients = {slot: wide(sweep.gradients.by_slot.get(slot, 0.0)) for slot in leaves}
+        self.compare(gradients, leaves, window, passes)
+        self.leaves |= leaves.keys()
+        return sweep
+
+    def swept(self, keep: Sequence[Variable], due: Sequence[Clock], leaves: Iterable[Variable]) -> Any:
+        """The tape's own sweep; what it does at joints is noted, and each `.grad` is left as a check has to leave it."""
+        before = {leaf: None if leaf.grad is None else leaf.grad.copy() for leaf in leaves}
         self.crossed = []
         self.tape.joint = self.note if callable(self.joint) else self.joint
         try:
@@ -241,9 +256,16 @@ class Check:
         self.sweeps += 1
         for leaf, held in before.items() if self.restores else ():
             leaf.grad = held
-        gradients = {slot: wide(sweep.gradients.by_slot.get(slot, 0.0)) for slot in leaves}
-        if sweep.saved:
-            window = window[-sweep.segments :]
+        return sweep
+
+    def compare(
+        self,
+        gradients: dict[int, Array],
+        leaves: dict[int, Variable],
+        window: Sequence[WindowSegment],
+        passes: Sequence[Any],
+    ) -> None:
+        """Raise GradientError if a gradient is not what differences say, along several directions for each leaf."""
         expected = {slot: Differences() for slot in leaves}
         directions = {
             slot: [self.direction(leaf, even=i % 2 == 1) for i in range(self.directions)]
@@ -260,8 +282,6 @@ class Check:
             error = self.apart(found, expected[slot].total)
             if error is not None:
                 raise GradientError(self.explained(slot, leaf, gradients[slot], error, window, passes))
-        self.leaves |= leaves.keys()
-        return sweep
 
     def note(self, pending: dict[int, Any]) -> dict[int, Any]:
         """The joint, with what it was given and what it let through noted."""
@@ -510,13 +530,17 @@ class SecondOrder:
         for i, gradient in enumerate(found):
             for _ in range(self.directions):
                 d = self.rng.standard_normal(gradient.shape) * scale_of(self.args[i])
-                errors.append((i, gradient, self.error(float(np.sum(gradient * d)), *self.difference(i, d))))
+                along = float(np.sum(gradient * d))
+                error = self.error(along, *self.difference(i, d))
+                if error > self.limit:  # maybe the step is too long for a gradient so curved
+                    error = min(error, self.error(along, *self.difference(i, d, self.eps / 8)))
+                errors.append((i, gradient, error))
         return errors
 
-    def difference(self, i: int, d: Array) -> tuple[float, float]:
+    def difference(self, i: int, d: Array, eps: float | None = None) -> tuple[float, float]:
         """The central difference when argument `i` moves along `d`, and what of it may be rounding."""
-        ends = []
-        for step in (self.eps, -self.eps):
+        eps, ends = eps or self.eps, []
+        for step in (eps, -eps):
             moved = [a + step * d if i == j else a for j, a in enumerate(self.args)]
             with np.errstate(all="ignore"):
                 ends.append(float(self.slope(*moved)))
@@ -525,8 +549,8 @@ class SecondOrder:
                 f"check_gradients: a difference of gradients for argument {i} is not finite ({ends[0]:g} - {ends[1]:g}).\n"
                 f"  A step of eps = {self.eps:g} leaves the domain of an op, or values overflow. Try a smaller eps."
             )
-        noise = 50 * np.finfo(np.float64).eps * max(map(abs, ends)) / self.eps
-        return (ends[0] - ends[1]) / (2 * self.eps), noise
+        noise = 50 * np.finfo(np.float64).eps * max(map(abs, ends)) / eps
+        return (ends[0] - ends[1]) / (2 * eps), noise
 
     def error(self, found: float, expected: float, noise: float) -> float:
         """How far apart, relative to their size, beyond what rounding explains."""
@@ -667,6 +691,11 @@ def leaves_read(window: Sequence[WindowSegment]) -> dict[int, Variable]:
 
 def wide(value: Any) -> Any:
     """`value` in float64, if it is floating point; integers and masks as they are."""
+    if on_device(value):
+        raise UnsupportedError(
+            "check_gradients: it computes in float64 on the host, and an array of a device came.\n"
+            '  Check a copy of the model there: copy.deepcopy(model).to("cpu").'
+        )
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     return np.asarray(value, np.float64) if kind == "f" or isinstance(value, float) else value
 

@@ -1,4 +1,7 @@
-"""`tg.linalg`: linear algebra under the names of `numpy.linalg`, for arrays and Variables, and stacks of matrices."""
+"""`tg.linalg`: linear algebra under the names of `numpy.linalg`, for arrays and Variables, and stacks of matrices.
+
+The functions are those of `ops`. Four are written here, whose parameters in `numpy.linalg` are others than in `numpy`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 from .errors import MatrixError, ShapeError, describe
 from .ops import linalg as _products
+from .ops import operands as _operands
 from .ops import shape as _shape
 from .ops.determinant import SlogdetResult as SlogdetResult
 from .ops.determinant import det as det
@@ -43,18 +47,18 @@ LinAlgError = MatrixError
 
 
 def cross(x1: Any, x2: Any, *, axis: int = -1) -> Any:
-    """Cross products of the vectors of 3 elements on `axis`."""
+    """Cross products of the vectors on `axis`. Shapes: (..., 3), (..., 3) -> (..., 3). Raises ShapeError for other lengths."""
     return _products.cross(x1, x2, axis=axis)
 
 
 def diagonal(x: Any, *, offset: int = 0) -> Any:
-    """The diagonals of the matrices on the last two axes."""
+    """The diagonals of the matrices on the last two axes. Shapes: (..., m, n) -> (..., min(m, n)) for offset 0."""
     return _shape.diagonal(x, offset, -2, -1)
 
 
 def outer(x1: Any, x2: Any) -> Any:
-    """All products of an element of one vector with one of the other."""
-    x1, x2 = _shape.arrayed(x1), _shape.arrayed(x2)
+    """All products of an element of one vector with one of the other. Shapes: (m,), (n,) -> (m, n). Raises ShapeError for others."""
+    x1, x2 = _operands.arrayed(x1), _operands.arrayed(x2)
     if x1.ndim != 1 or x2.ndim != 1:
         raise ShapeError(
             f"outer: expected two vectors. tg.outer flattens its arguments.\n  x1: {describe(x1)}      x2: {describe(x2)}"
@@ -63,5 +67,5 @@ def outer(x1: Any, x2: Any) -> Any:
 
 
 def trace(x: Any, *, offset: int = 0) -> Any:
-    """The sums of the diagonals of the matrices on the last two axes."""
+    """The sums of the diagonals of the matrices on the last two axes. Shapes: (..., m, n) -> (...)."""
     return _products.trace(x, offset, -2, -1)

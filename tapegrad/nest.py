@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend.device import on_device
+from .backend.device import is_live, on_device
 from .core.variable import Variable
 from .errors import ArgumentError, describe
 
@@ -86,5 +86,4 @@ def array_of(leaf: Any) -> Any:
     """The array of a Variable, array or number."""
     if isinstance(leaf, Variable):
         return leaf._array
-    # What is compiled records what happens to its arrays.
-    return leaf if on_device(leaf) or hasattr(leaf, "namespace") else np.asarray(leaf)
+    return leaf if on_device(leaf) or is_live(leaf) else np.asarray(leaf)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from .core.generate import keep
 from .core.primitive import Case, primitive
 from .core.tape import Tape
 from .core.variable import LEAVES, Variable, constant, next_slot, result
-from .errors import ArgumentError, RecordingError, ShapeError, describe
+from .errors import ArgumentError, DtypeError, RecordingError, ShapeError, describe
 from .transforms import entered, named, require_function
 
 Function = Callable[..., Any]
@@ -90,11 +91,10 @@ def checkpoint(f: Function) -> Function:
 
     `f` takes and returns nests of arrays, and may read Variables and parameters from outside: it is run
     again with the values that they had. It must do the same when it is run again (draw random masks outside, and
-    pass them) and change nothing. Keeps its arguments. Costs one more forward run for each sweep, and memory
+    pass them; pass a loop's variables, too: a lambda would see the newest) and change nothing. Keeps its arguments. Costs one more forward run for each sweep, and memory
     for one run while it lasts. Outside any recording it is `f`.
 
-    In a CapacitorTape it is run again with the weights that its policy says, today's for "current"; under "replay" all that
-    `f` reads must be an argument or a leaf (RecordingError).
+    In a CapacitorTape it is run again with the weights that its policy says, today's for "current".
     """
     require_function("checkpoint", f)
 
@@ -108,7 +108,7 @@ def checkpoint(f: Function) -> Function:
         if not call.first:
             return y
         free = reads.outside(call.outputs(y))
-        call.free = [v._slot for v in free]
+        call.free = [(v._slot, weakref.ref(v)) for v in free]
         made = iter(recompute([*call.arrays, *free], call))
         return nest.mapped(lambda leaf: next(made) if isinstance(leaf, Variable) else leaf, y)
 
@@ -121,10 +121,10 @@ def unseen(leaf: Any) -> Variable:
 
 
 class Reads:
-    """Stands in for a tape, and keeps no entry: only which values were read."""
+    """Stands in for a tape, and keeps no entry: only which values were read that were there before."""
 
     def __init__(self) -> None:
-        self.read: dict[int, Any] = {}
+        self.read: dict[int, Variable] = {}
         self.first = next_slot()  # lies below every slot that is issued inside
         self.append: Callable[[Entry], None] = self.note
 
@@ -132,27 +132,27 @@ class Reads:
         """What an op read."""
         given = sys._getframe(1).f_locals  # of the op's generated code: an entry need not hold what was read
         for argument, slots in entry[0].input_slots(entry).items():
-            if f"{argument}_value" in given:  # not so for the items of an op with several outputs
-                value = given[f"{argument}_value"]
-                for slot, array in (
-                    zip(slots, value, strict=True) if isinstance(slots, tuple) else [(slots, value)]
-                ):
-                    self.read.setdefault(slot, array)
+            if f"{argument}_value" not in given:  # so for the items of an op with several outputs
+                continue
+            arrays, values = given[f"{argument}_value"], given[argument]
+            if not isinstance(slots, tuple):
+                slots, arrays, values = (slots,), (arrays,), (values,)
+            elif not isinstance(values, (tuple, list)):  # an iterator, which is spent
+                values = arrays
+            for slot, array, value in zip(slots, arrays, values, strict=True):
+                if slot < self.first and slot:
+                    self.read.setdefault(slot, value if isinstance(value, Variable) else result(array, slot))
 
     def outside(self, outputs: Iterable[Variable]) -> list[Variable]:
         """What was read, or handed back, and was there before; also a leaf made here that somebody holds on to."""
-        found = {**self.read, **{v._slot: v._array for v in outputs}}
-        return [
-            result(array, slot)
-            for slot, array in found.items()
-            if slot and (abs(slot) < self.first or slot in LEAVES)
-        ]
+        found = {**{v._slot: v for v in outputs}, **self.read}
+        return [v for slot, v in found.items() if slot and (abs(slot) < self.first or slot in LEAVES)]
 
 
 class Recomputed(Call):
-    """A call of a checkpointed function. `free`: the slots that it read from outside; `first`: what it returned."""
+    """A call of a checkpointed function. `free`: what it read from outside, as slots and Variables; `first`: what it returned."""
 
-    free: Sequence[int] = ()
+    free: Sequence[tuple[int, weakref.ref[Variable]]] = ()
     first: Sequence[Any] | None = None
 
     def forward(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
@@ -160,11 +160,6 @@ class Recomputed(Call):
         if self.first is not None:
             first, self.first = self.first, None
             return tuple(first)
-        if any(slot not in LEAVES for slot in self.free):
-            raise RecordingError(
-                'checkpoint: weights="replay" runs the function again, and it reads a Variable that is no argument of it.\n'
-                "  Pass what is computed outside as an argument."
-            )
         count = len(arrays) - len(self.free)
         # Watched, as at first: there a transform returns Variables.
         with alone(Reads()), rebound(self.free, arrays[count:]):
@@ -177,35 +172,44 @@ class Recomputed(Call):
         around = active_tapes() if record else ()
         with alone(*around), rebound(self.free, arrays[count:]):
             inside = [entered(a) for a in arrays[:count]]
-            with tape:
+            reads = Reads()
+            with alone(reads, *around), tape:
                 outputs = self.outputs(self.run(inside))
+            self.require_same(reads, inside, outputs)
             seeds = [(y, ct) for y, ct in zip(outputs, cts, strict=True) if y._slot]
             sums = tape._sweep([y for y, _ in seeds], [ct for _, ct in seeds], (), record).sums
-        slots = [*(v._slot for v in inside), *self.free]
+        slots = [*(v._slot for v in inside), *(slot for slot, _ in self.free)]
         return [
             sums[s] if s in sums else zeros_beside(a, a.shape, a.dtype)
             for s, a in zip(slots, arrays, strict=True)
         ]
 
+    def require_same(self, reads: Reads, inside: Sequence[Variable], outputs: Sequence[Variable]) -> None:
+        """Raise if the function read or returned another Variable from outside than at first: it has bound it late."""
+        known = {0, *(slot for slot, _ in self.free), *(v._slot for v in inside)}
+        for v in (*reads.read.values(), *outputs):
+            if abs(v._slot) < reads.first and v._slot not in known:
+                raise RecordingError(
+                    f"checkpoint: run again, the function read a Variable that it did not read before: {describe(v._array)}.\n"
+                    f"  A function that is made in a loop sees the newest value of the loop's variables: pass them as arguments."
+                )
+
 
 @contextlib.contextmanager
-def rebound(slots: Sequence[int], arrays: Sequence[Any]) -> Iterator[None]:
-    """A scope in which the leaves among `slots` have these arrays for their values, as when they were read."""
+def rebound(free: Sequence[tuple[int, weakref.ref[Variable]]], arrays: Sequence[Any]) -> Iterator[None]:
+    """A scope in which the Variables of `free` have these arrays for their values, as when they were read."""
     found = [
-        (LEAVES.get(s), a._array if isinstance(a, Variable) else a)
-        for s, a in zip(slots, arrays, strict=True)
+        (ref(), a._array if isinstance(a, Variable) else a) for (_, ref), a in zip(free, arrays, strict=True)
     ]
-    # A leaf that stands as it was read is not touched: other threads may read and assign it meanwhile.
-    before = [
-        (leaf, leaf._array, array) for leaf, array in found if leaf is not None and leaf._array is not array
-    ]
-    for leaf, _, array in before:
-        leaf._array = array
+    # One that stands as it was read is not touched: other threads may read and assign it meanwhile.
+    before = [(v, v._array, array) for v, array in found if v is not None and v._array is not array]
+    for v, _, array in before:
+        v._array = array
     try:
         yield
     finally:
-        for leaf, array, _ in before:
-            leaf._array = array
+        for v, array, _ in before:
+            v._array = array
 
 
 def product_and_tanh(a: Any, b: Any) -> Any:
@@ -357,6 +361,10 @@ class WithPullback(Call):
             raise ShapeError(
                 f"{self.where} returned a cotangent of another shape than argument {i}.\n"
                 f"  cotangent: {describe(ct)}      argument: {describe(array)}"
+            )
+        if nest.array_of(ct).dtype.kind not in "fiub":
+            raise DtypeError(
+                f"{self.where} returned a cotangent of argument {i} that is not real: {describe(ct)}."
             )
         if record and isinstance(ct, Variable):
             return ct if ct.dtype == array.dtype else ct.astype(array.dtype)  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ A transform never writes a `.grad`. It returns arrays, or Variables where a tape
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,11 +22,12 @@ from . import nest
 from .backend.device import module_beside, owned, zeros_beside
 from .core.active import active_tapes
 from .core.adjoints import Adjoints, owned_adjoint
+from .core.floating import refuse_masked
 from .core.pushforward import push_through
 from .core.seeds import numbers, require_shape
 from .core.tape import Tape
 from .core.variable import Variable, constant, next_slot, result
-from .errors import ArgumentError, DtypeError, describe
+from .errors import ArgumentError, DtypeError, GradientStopsWarning, describe
 from .ops.elementwise import positive
 from .ops.shape import reshape, stack
 
@@ -69,6 +71,13 @@ def value_and_grad(f: Function, argnums: ArgNums = 0, *, has_aux: bool = False) 
             raise ArgumentError(
                 f"grad: `f` must return a scalar, and {nest.outline(root)} came.\n"
                 f"  End with tg.sum or tg.mean; or use tg.jacobian, or tg.vjp with a cotangent."
+            )
+        if not isinstance(root, Variable) and len(run.tape):
+            warnings.warn(
+                f"grad: `f` returned a plain number, {describe(root)}, which has left the tape: its gradient is zero.\n"
+                f"  Return the Variable itself, not float(v) or v.value; or tg.constant of it if zero is meant.",
+                GradientStopsWarning,
+                stacklevel=3,
             )
         array = nest.array_of(root)
         found = run.pull([(root, module_beside(array).ones((), array.dtype))])
@@ -186,7 +195,7 @@ class Run:
         adjoints = Adjoints(record=record)
         for y, ct in seeds:
             if isinstance(y, Variable) and y._slot:
-                adjoints.add(y._slot, ct if record or not isinstance(ct, Variable) else ct._array)
+                adjoints.add(y._slot, as_computed(ct, record))
         entries = reversed(self.tape._entries())
         adjoints.sweep(map(self.tape.revive, entries) if record else entries)
         return [owned_adjoint(adjoints.sums.get(v._slot), v, record) for v in self.entered]
@@ -195,7 +204,7 @@ class Run:
         """The tangent of every output, in its dtype and the caller's own, from one for each leaf that was entered."""
         record = bool(active_tapes())
         moving = {
-            v._slot: t if record or not isinstance(t, Variable) else t._array
+            v._slot: as_computed(t, record)
             for v, t in zip(self.entered, tangents, strict=True)
             if t is not None
         }
@@ -214,6 +223,11 @@ class Run:
         if active_tapes():
             return value
         return value.value if isinstance(value, Variable) else value
+
+
+def as_computed(value: Any, record: bool) -> Any:
+    """A cotangent or tangent as a pass computes with it: a Variable only where the pass is recorded."""
+    return value if record or not isinstance(value, Variable) else value._array
 
 
 def linearize_as(name: str, f: Function, primals: Sequence[Any]) -> tuple[Any, Function]:
@@ -241,10 +255,12 @@ def entered(leaf: Any) -> Variable:
 def require_floating(leaf: Any, name: str, i: int, path: nest.Path) -> Any:
     """`leaf`, which stands at `path` in argument `i`, if it can be differentiated."""
     if not nest.differentiable(leaf):
+        choose = "Choose other arguments by argnums, or close" if name in ("grad", "jacobian") else "Close"
         raise DtypeError(
             f"{name}: argument {i}{path} must be real floating point, and {describe(leaf)} came.\n"
-            f"  Choose other arguments by argnums, or close over this one: lambda x: f(x, labels)."
+            f"  {choose} over this one: lambda x: f(x, labels)."
         )
+    refuse_masked(leaf, f"{name}: argument {i}{path}")
     return leaf
 
 

@@ -1014,5 +1014,44 @@ def test_what_counts_elements_is_refused_by_name():
     a = tg.Variable(np.arange(3.0))
     with pytest.raises(tg.UnsupportedError, match=r"cannot be compiled: numpy\.where of a condition alone"):
         compile(lambda a: tg.sum(a[np.where(a > 0)]))(a)
-    with pytest.raises(tg.UnsupportedError, match=r"cannot be compiled: numpy\.flatnonzero, whose result has a shape"):
+    with pytest.raises(
+        tg.UnsupportedError, match=r"cannot be compiled: numpy\.flatnonzero, whose result has a shape"
+    ):
         compile(lambda a: tg.sum(np.polymul(a, a)))(a)
+
+
+def test_transforms_are_compiled_also_of_plain_arguments():
+    w, x = tg.Variable(np.array([0.5, -1.0, 2.0])), np.array([1.0, 3.0, 2.0])
+    inner = lambda y: tg.sum(tg.sin(y * w) ** 2)
+    for f in (
+        lambda x: tg.sum(tg.grad(inner)(x) * x),
+        lambda x: tg.sum(tg.grad(lambda y: tg.sum(tg.sort(y * w) * np.arange(3.0)))(x) ** 2),
+        lambda x: tg.sum(tg.scatter_along_axis(x * w, np.array([1, 1, 0]), (3,), axis=0) ** 2),
+        lambda x: tg.sum(tg.vjp(lambda y: y * w, x)[1](x)[0]),
+        lambda x: tg.sum(tg.jvp(lambda y: (y * w, x), (x,), (x,))[1][0]),
+        lambda x: tg.sum(tg.jvp(lambda y: tg.outer(y, w) @ y, (x,), (w,))[1]),
+        lambda x: tg.sum(tg.jacobian(lambda y: tg.sin(y * w), mode="reverse")(x)),
+        lambda x: tg.sum(tg.jacobian(lambda y: tg.sin(y * w), mode="forward")(x)),
+        lambda x: tg.sum(tg.hessian(inner)(x) @ x),
+        lambda x: tg.sum(tg.hvp(inner, (x,), (x,))[0]),
+        lambda x: tg.sum(w) + tg.sum(tg.grad(lambda y: tg.sum(x))(x)),
+    ):
+        compiled = compile(f)
+        for scale in (1.0, 0.7, 1.3):
+            assert_same(f, compiled, [w], x * scale)
+
+
+def test_checkpoints_and_pullbacks_of_ones_own_are_refused_by_name():
+    w, x = tg.Variable(np.array([0.5, -1.0])), np.ones(2)
+    square = tg.custom_vjp(lambda a: a * a)
+    square.defvjp(lambda a: (a * a, a), lambda a, ct: (2 * a * ct,))
+    for f in (square, lambda a: square(a * w), lambda a: square(x) * w):
+        with pytest.raises(
+            tg.UnsupportedError, match=r"cannot be compiled: tg\.custom_vjp calls its functions"
+        ):
+            compile(lambda a, f=f: tg.sum(f(a)))(x)
+    for f in (np.sin, lambda a: a * w, lambda a: tg.grad(lambda b: tg.sum(b * b))(w)):
+        with pytest.raises(
+            tg.UnsupportedError, match=r"cannot be compiled: tg\.checkpoint runs its function"
+        ):
+            compile(lambda a, f=f: tg.sum(tg.checkpoint(f)(a)) + tg.sum(w))(x)

@@ -53,6 +53,15 @@ STEPS = [
 # -- the kernels on a CPU ------------------------------------------------------------------------------
 
 
+OUTCOMES = (
+    "done",
+    "its threads wait for each other for ever",
+    "it reads or writes beyond the end of an array",
+    "there is no such kernel",
+    "it takes other arguments",
+)
+
+
 class Machine:
     """Runs kernels as `source.compiled` would, on copies of the arrays where the kernels can reach them."""
 
@@ -72,8 +81,8 @@ class Machine:
 
 
 class Fibres(Machine):
-    """On a CPU. What reads or writes beyond the end of an array ends the process: a page follows that nobody may
-    touch. `order` draws which thread goes first; `left_out` are numbers of barriers that are not there."""
+    """On a CPU. Behind each array lies memory that nobody may touch. `order` draws which thread goes first;
+    `left_out` are numbers of barriers that are not there."""
 
     def __init__(self, libraries, order=2, left_out=()):
         self.libraries, self.order, self.left_out = libraries, order, left_out
@@ -90,8 +99,7 @@ class Fibres(Machine):
             sum(1 << i for i in self.left_out), len(cells), pointers,
         )  # fmt: skip
         if failed:
-            reasons = "the threads wait for each other", "there is no such kernel", "it has other arguments"
-            raise RuntimeError(f"{expression}: {reasons[failed - 1]}")
+            raise RuntimeError(f"{expression}: {OUTCOMES[failed]}")
 
     def copy(self, array):
         page, room = mmap.PAGESIZE, -(-array.nbytes // 16) * 16
@@ -156,8 +164,8 @@ def numbered(text):
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("needs g++ on Linux")
     folder = tmp_path_factory.mktemp("fibres")
 
     def built(name):
@@ -332,6 +340,44 @@ def test_a_window_of_the_sizes_that_it_is_for(cell):
         rings, *given = task(cell, batch, hidden, 6, (2, 5, 1))
         found = backward_in_one_launch(OnGpu(), plan.persistent_backward(cell, hidden, batch), rings, *given)
         compare(rings, found, swept(rings, *given))
+
+
+@pytest.mark.skipif(not available(), reason="needs CuPy and a GPU")
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_captured_graph_serves_every_phase(cell):
+    import cupy
+
+    rng, n, batch = np.random.default_rng(3), 64, 3
+    host = Rings(np, cell, 3, batch, n, n)
+    weights, stream = weights_for(cell, n, n, rng), cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        rings = Rings(cupy, cell, 3, batch, n, n)
+        w_x, w_h, b, *b_h = (cupy.asarray(w) for w in weights)
+        x, seeds = cupy.zeros((batch, n), np.float32), cupy.zeros((1, batch, n), np.float32)
+        launches = Launches(rings)
+
+        def step():
+            launches.advance()
+            launches.forward(x, w_x, w_h, b, *b_h)
+            launches.backward(w_h, seeds)
+
+        step()  # compiles, which a capture does not allow
+        stream.synchronize()
+        stream.begin_capture()
+        step()
+        graph = stream.end_capture()
+        for _ in range(10):
+            x[...] = cupy.asarray(rng.standard_normal(x.shape, dtype=F32))
+            seeds[...] = cupy.asarray(rng.standard_normal(seeds.shape, dtype=F32))
+            graph.launch(stream)
+            stream.synchronize()
+            for name, there in vars(rings).items():
+                if isinstance(there, cupy.ndarray):
+                    setattr(host, name, there.get())
+            of_x, of_h, *_ = swept(host, weights[1], seeds.get(), None, np.zeros((2, batch, n)))
+            is_close(host.deltas, of_h, "deltas")
+            if cell == "gru":
+                is_close(host.deltas_x, of_x, "deltas of x")
 
 
 def stepwise(machine, rings, w_h, seeds, joints, last):
@@ -522,6 +568,12 @@ def test_no_barrier_is_forgotten_above():
         written = source.text(name, {"device.h": FIBRES / "launch.h"})
         waits = re.findall(r"\w*sync\w*\(\)|\.come\(\)|\.wait\(\)", written)
         assert len(waits) == len(barriers(name))
+
+
+def test_a_launch_that_reads_beyond_an_array_is_ended(libraries):
+    rings, w_h, seeds, joints, last = task("lstm", 3, 16, 4, (1, 3, 2))
+    with pytest.raises(RuntimeError, match="beyond the end of an array"):
+        backward_in_one_launch(Fibres(libraries), PHASES["lstm"], rings, w_h[:-1].copy(), seeds, joints, last)
 
 
 # -- plans ---------------------------------------------------------------------------------------------

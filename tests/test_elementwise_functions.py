@@ -186,6 +186,11 @@ def test_what_replaces_a_nan_or_an_infinity_has_no_gradient():
     np.testing.assert_array_equal(rounding.nan_to_num(tg.Variable(a)).value, np.nan_to_num(a))
 
 
+@pytest.mark.parametrize("name", ["round", "angle", "imag", "nan_to_num", "frexp", "modf", "sign"])
+def test_a_function_that_is_constant_by_nature_takes_a_number(name):
+    np.testing.assert_array_equal(getattr(tg, name)(2.5), getattr(np, name)(2.5))
+
+
 def test_the_cube_root_of_a_negative_number_has_a_slope():
     np.testing.assert_allclose(gradients(elementwise.cbrt, [-8.0, 8.0])[0], [1 / 12, 1 / 12], rtol=1e-15)
 

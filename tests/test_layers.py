@@ -15,18 +15,21 @@ PACKAGE = pathlib.Path(tapegrad.__file__).parent
 ORDER = [
     ["errors", "types"],
     ["backend.namespace", "backend.scipy", "backend.device"],
-    ["kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu", "kernels.choice", "kernels"],
+    [
+        "kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu",
+        "kernels.cuda.plan", "kernels.cuda.source", "kernels.cuda.rings", "kernels.cuda", "kernels.choice", "kernels",
+    ],
     [
         "core.floating", "core.refusals", "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints",
         "core.printout", "core.guard", "core.seeds", "core.tape", "core.revive", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
         "core.lag", "core.memory", "core.part", "core.capacitor", "core.move", "core.snapshot",
     ],
     [
-        "ops.elementwise", "ops.rounding", "ops.trigonometry", "ops.shape", "ops.index", "ops.cumulative", "ops.reduce",
+        "ops.operands", "ops.elementwise", "ops.rounding", "ops.trigonometry", "ops.shape", "ops.index", "ops.cumulative", "ops.reduce",
         "ops.join", "ops.arrange", "ops.piecewise", "ops.ranges", "ops.masked", "ops.linalg", "ops.einsum", "ops.statistics",
         "ops.order", "ops.differences", "ops.curves", "ops.windows", "ops.convolve", "ops.polynomials", "ops.pool", "ops.matrix", "ops.factor",
         "ops.determinant", "ops.norm", "ops.softmax", "ops.recurrent", "ops.bessel", "ops.special",
-        "ops.transfer", "ops.names", "ops.operators", "ops.dispatch", "ops.protocols", "ops.exchange",
+        "ops.transfer", "ops.names", "ops.dispatch", "ops.operators", "ops.protocols", "ops.exchange",
     ],
     ["linalg", "special", "array_api"],
     [
@@ -55,7 +58,9 @@ RANK = {module: rank for rank, module in enumerate(m for layer in ORDER for m in
 def files():
     sources = {path: path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")}
     kernels = pathlib.Path(tapegrad.kernels.__file__).parent
-    sources |= {path: pathlib.Path("kernels") / path.stem for path in kernels.glob("*.py")}
+    sources |= {
+        path: pathlib.Path("kernels") / path.relative_to(kernels).with_suffix("") for path in kernels.rglob("*.py")
+    }
     return {
         path: ".".join(p for p in name.parts if p != "__init__" or len(name.parts) == 1)
         for path, name in sources.items()

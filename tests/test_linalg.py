@@ -608,6 +608,8 @@ def test_the_norm_of_order_0_is_a_constant():
     assert (y, y.dtype) == (2, np.float32)
     assert not isinstance(la.matrix_rank(tg.Variable(np.ones((3, 2)))), tg.Variable)
     assert la.matrix_rank(tg.Variable(np.ones((3, 2)))) == 1
+    assert la.matrix_rank(np.diag([1.0, 1e-17])) == 1
+    assert la.matrix_rank(np.diag([1.0, 1e-17]), rtol=0.0) == 2
 
 
 @pytest.mark.parametrize(
@@ -721,7 +723,7 @@ def test_a_matrix_that_cannot_be_factored_is_named(function, message):
         (ShapeError, lambda v: einsum("ij,jk->ik", v, v[:2]), "contract: the letter `j` names axes of 3 and of 2 elements.\n  operands: [float64 (3, 3), float64 (2, 3)]"),
         (UnsupportedError, lambda v: einsum("ii->i", v, dtype=float), "einsum: dtype cannot be recorded. Use astype"),
         (ShapeError, lambda v: einsum("ii->i", v[:2]), "contract: the letter `i` names axes of 2 and of 3 elements."),
-        (ShapeError, lambda v: products.vecdot(v[0, 0], v), "vecdot: there is no axis -1 of `a`, which has 0."),
+        (ShapeError, lambda v: products.vecdot(v[0, 0], v), "vecdot: `x1` has no axis -1."),
         (ShapeError, lambda v: la.matrix_power(v[:2], 2), "matrix_power: `a` must be square.\n  a: float64 (2, 3)"),
         (ArgumentError, lambda v: la.matrix_power(v, 0.5), "matrix_power: `n` must be an integer, and float 0.5 came."),
         (UnsupportedError, lambda v: la.svd(v[:2]), "svd: the further vectors of full matrices have no derivative. Write full_matrices=False."),
@@ -730,6 +732,7 @@ def test_a_matrix_that_cannot_be_factored_is_named(function, message):
         (UnsupportedError, la.eig, "eig: its results are complex."),
         (UnsupportedError, la.eigvals, "eigvals: its results are complex."),
         (ArgumentError, lambda v: la.eigh(v, "X"), "eigh: `UPLO` must be 'L' or 'U', and 'X' came."),
+        (ArgumentError, lambda v: la.eigvalsh(v, "X"), "eigvalsh: `UPLO` must be 'L' or 'U', and 'X' came."),
         (ArgumentError, lambda v: la.norm(v, 7), "norm: of a matrix there is no norm 7."),
         (ArgumentError, lambda v: la.norm(v[0], "fro"), "norm: of a vector there is no norm 'fro'."),
         (ShapeError, lambda v: la.norm(v[None], 2), "norm: `ord` of an array that is no vector or matrix needs an `axis`."),

@@ -43,53 +43,55 @@ EQUIVALENT = {
     "what it changes is multiplied by 0, or is not chosen": [
         ("elementwise.slope_in_base", "1.0 -> 2.0"), ("copysign.b", "ct -> -ct"), ("heaviside.a", "ct -> -ct"),
         ("elementwise.no_slope", "less(ct, ct) -> greater(ct, ct)"), ("elementwise.no_slope", "ct -> -ct (3)"),
-        ("elementwise.lead", "0.0 -> 1.0"), ("cumulative.carried_back", "0.0 -> 1.0"), ("norm.share", "0.0 -> 1.0"),
-        ("norm.share", "1.0 -> 2.0"), ("p_norm.a", "0.0 -> 1.0"), ("p_norm.a", "1.0 -> 2.0"), ("factor.reciprocal", "0.0 -> 1.0"),
-        ("factor.reciprocal", "1.0 -> 2.0 (2)"), ("trigonometry.or_one", "1.0 -> 2.0"), ("deviation.a", "0.0 -> 1.0 (2)"),
-        ("deviation.a", "1.0 -> 2.0"),
+        ("elementwise.lead", "0.0 -> 1.0"), ("reduce.logsumexp_pullback", "0.0 -> 1.0"), ("cumulative.logcumsumexp_pullback", "0.0 -> 1.0"), ("cumulative.carried_back", "0.0 -> 1.0"), ("norm.share", "0.0 -> 1.0"),
+        ("norm.share", "1.0 -> 2.0"), ("norm.p_norm_pullback", "0.0 -> 1.0"), ("norm.p_norm_pullback", "1.0 -> 2.0"), ("factor.reciprocal", "0.0 -> 1.0"),
+        ("factor.reciprocal", "1.0 -> 2.0 (2)"), ("trigonometry.or_one", "1.0 -> 2.0"), ("statistics.deviation_pullback", "0.0 -> 1.0 (2)"),
+        ("statistics.deviation_pullback", "1.0 -> 2.0"),
     ],
     "equal wherever it is asked": [
         ("elementwise.lead", "a -> b (2)"), ("cumsum.a", "a_shape -> axis"), ("cumulative.running_axis", "a_shape -> axis"),
-        ("cumprod.a", "a -> y (2)"), ("rounding.whole", "rint((a - y) / b) -> (a - y) / b"), ("bessel.below", "order -> bessel"),
+        ("cumulative.cumprod_pullback", "a -> y (2)"), ("rounding.whole", "rint((a - y) / b) -> (a - y) / b"), ("bessel.below", "order -> bessel"),
         ("arrange.integers", "operator.index(given) -> given"), ("determinant.is_regular", "1000000.0 -> 1000001.0"),
-        ("determinant.orientation", ""), ("cofactors.a", "orientation(u, vh) -> orientation(vh, u)"),
-        ("cofactors.a", "diagonal(turned, 0, -2, -1) -> diagonal(turned, 0, -1, -2)"), ("arrange.sum_repeats", "0 -> 1"),
+        ("determinant.orientation", ""), ("determinant.cofactors_pullback", "orientation(u, vh) -> orientation(vh, u)"),
+        ("determinant.cofactors_pullback", "diagonal(turned, 0, -2, -1) -> diagonal(turned, 0, -1, -2)"), ("arrange.sum_repeats", "0 -> 1"),
         ("reduce.from_lines", "shape -> lines (4)"), ("einsum.on_diagonals", ""),
     ],
     "the common case and the general one do the same": [
-        ("matmul.a", "2 -> 3 (2)"), ("matmul.b", "2 -> 3 (2)"), ("matmul.b", "0 -> 1"), ("matmul.b", "1 -> 2"), ("matmul.b", "a -> b_shape"),
-        ("matmul.b", "ct -> -ct"), ("index.summed_to", "reshape(ct, shape) if extra else ct -> reshape(ct, shape)"),
+        ("linalg.left_pullback", "2 -> 3 (2)"), ("linalg.right_pullback", "2 -> 3 (2)"), ("linalg.right_pullback", "0 -> 1"), ("linalg.right_pullback", "1 -> 2"), ("linalg.right_pullback", "a -> b_shape"),
+        ("linalg.right_pullback", "ct -> -ct"), ("index.summed_to", "reshape(ct, shape) if extra else ct -> reshape(ct, shape)"),
         ("index.basic", ""), ("index.kind_of", ""), ("index.checked_part", ""), ("reduce.kept_axes", "if shape else set()"),
-        ("reduce.first_largest", "if array.ndim else ()"), ("reduce.from_lines", "moved if order =="), ("reduce.in_lines", "a if (*rest, *axes) =="),
-        ("reduce.reduced_axes", "if ndim else ()"), ("cofactors.a", "ct -> -ct"), ("cofactors.a", "a -> y"),
-        ("contract.joint", "if live else None"), ("einsum.pullback_of_one", "made if len(length) =="),
+        ("reduce.from_lines", "moved if order =="), ("reduce.in_lines", "a if (*rest, *axes) =="),
+        ("reduce.reduced_axes", "if ndim else ()"), ("determinant.cofactors_pullback", "ct -> -ct"), ("determinant.cofactors_pullback", "a -> y"),
+        ("einsum.contract_pullbacks", "if live else None"), ("einsum.pullback_of_one", "made if len(length) =="),
         ("einsum.pullback_of_one", "len(length) -> length"), ("einsum.pullback_of_one", "len(letters) -> letters"),
     ],
     "how products are planned changes no number": [
-        ("contract.joint", "optimize"), ("contract.joint", "True -> False"),
+        ("einsum.contract_pullbacks", "optimize"), ("einsum.contract_pullbacks", "True -> False"),
         ("einsum.pullback_of_one", "exchanged, optimize) -> contract("),
     ],
-    "broadcasting has added no axis there": [("matmul.a", "unbroadcast("), ("matmul.b", "unbroadcast(")],
+    "broadcasting has added no axis there": [("linalg.left_pullback", "unbroadcast("), ("linalg.right_pullback", "unbroadcast(")],
     "another name of the same axis, or of the same length": [
-        ("matmul.b", "-1 -> 1 (3)"), ("cholesky.a", "-1 -> 1"), ("cholesky.a", "1 -> 2"), ("factor.on_triangle", "-1 -> 1"),
-        ("factor.on_triangle", "1 -> 2"), ("factor.square_pullback", "-1 -> 1"), ("factor.square_pullback", "1 -> 2"),
-        ("cofactors.a", "-1 -> 1 (3)"), ("cofactors.a", "1 -> 2 (3)"), ("determinant.products_of_others", ""),
-        ("lstm_step.formula", "-1 -> 1"), ("gru_step.formula", "-1 -> 1"), ("recurrent.rows", "1 -> 2"), ("reduce.first_largest", "1 -> 2"),
+        ("linalg.right_pullback", "-1 -> 1 (3)"), ("factor.below_the_diagonal", "-1 -> 1"),
+        ("factor.below_the_diagonal", "1 -> 2"), ("factor.on_the_diagonal", "1"),
+        ("determinant.products_of_others", ""),
+        ("recurrent.lstm_step_formula", "-1 -> 1"), ("recurrent.gru_step_formula", "-1 -> 1"), ("recurrent.rows", "1 -> 2"), ("reduce.first_largest", "1 -> 2"),
     ],
     "another layout of the same numbers, or other memory": [
-        ("lstm_sequence.joint", "rows(ct_z) -> ct_z"), ("gru_sequence.joint", "rows(ct_x) -> ct_x"),
-        ("rnn_sequence.joint", "rows(ct_z) -> ct_z"), ("gru_step.joint", "np.add(through_z"),
-        ("index.kept_ones", "np.zeros(math.prod(shape), np.intp)"), ("reduce.first_largest", "np.asarray"),
+        ("recurrent.lstm_sequence_pullback", "rows(ct_z) -> ct_z"), ("recurrent.gru_sequence_pullback", "rows(ct_x) -> ct_x"),
+        ("recurrent.rnn_sequence_pullback", "rows(ct_z) -> ct_z"), ("recurrent.gru_step_pullback", "np.add(through_z"),
+        ("index.last_at", "xp.zeros(size, np.intp)"), ("reduce.first_largest", "np.asarray"),
     ],
     "it only says when to warn, or whether to raise": [
-        ("factor.reciprocal", "np.any(bare(ct)) -> bare(ct)"), ("factor.reciprocal", "ct -> -ct"), ("eigh_packed.a", "ct -> -ct (2)"),
-        ("eigh_packed.a", "1 -> 2 (4)"), ("svd_packed.a", "concat([of_u, of_v], -2)"), ("svd_packed.a", "0 -> 1"),
+        ("factor.reciprocal", "np.any(value_of(ct)) -> value_of(ct)"), ("factor.reciprocal", "ct -> -ct"), ("factor.eigh_pullback", "ct -> -ct (2)"),
+        ("factor.eigh_pullback", "1 -> 2 (4)"), ("factor.svd_pullback", "concat([of_u, of_v], -2)"), ("factor.svd_pullback", "0 -> 1"),
         ("reduce.reduced_axes", "builtins.max(ndim, 1) -> ndim"), ("reduce.reduced_axes", "1 -> 2"), ("reduce.reduced_axes", "ndim -> op"),
     ],
-    "infinities and no degrees of freedom are asked for in test_reductions.py": [
-        ("logcumsumexp.a", "-math.inf -> math.inf"), ("logcumsumexp.a", "0.0 -> 1.0"), ("statistics.degrees", "if left > 0 else math.nan"),
+    "no degrees of freedom are asked for in test_reductions.py": [
+        ("statistics.degrees", "if left > 0 else math.nan"),
     ],
-    "arrays lie on one device where this runs": [("transfer.a", "")],
+    "arrays lie on one device where this runs": [
+        ("transfer.a", ""), ("index.kept_ones", "ct -> -ct"), ("index.checked", ""), ("factor.square_pullback", "r -> "),
+    ],
     "margins by axis, a dictionary, are asked for in test_shaping.py": [("arrange.margins_of", "")],
 }  # fmt: skip
 
@@ -109,8 +111,9 @@ FORMAL, FORMALITIES = (
     {"strict"},
 )
 
-# Calls that say where arrays lie, or warn.
+# Calls that say where arrays lie, or warn, and those that bring their first argument to where another is.
 ASIDE = {"warn", "namespace", "module_beside", "on_device", "hasattr"}
+MOVES = {"put_beside", "on_host", "number_beside"}
 
 
 # -- where faults are planted ------------------------------------------------------------------------
@@ -123,7 +126,6 @@ class Site:
     label: str
     function: types.FunctionType
     users: list = field(default_factory=list)
-    is_helper: bool = False
 
 
 def rules_of(p):
@@ -139,10 +141,10 @@ def sites():
     found = {}
     for p in sweep.DECLARED:
         for slot, rule in rules_of(p):
-            found[f"{p.name}.{slot}"] = Site(f"{p.name}.{slot}", rule, [(p, slot)])
-            for helper in helpers_of(rule):
-                name = f"{helper.__module__.rpartition('.')[2]}.{helper.__name__}"
-                found.setdefault(name, Site(name, helper, is_helper=True)).users.append((p, slot))
+            for function in [rule, *helpers_of(rule)]:
+                name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+                label = f"{p.name}.{slot}" if function.__name__ == "<lambda>" else name
+                found.setdefault(label, Site(label, function)).users.append((p, slot))
     return list(found.values())
 
 
@@ -199,7 +201,7 @@ def planted(site, mutant):
     """The ops that use `site`, each a copy with the mutant in its place, not in the registry."""
     for p, slot in site.users:
         own = dict(rules_of(p))[slot]
-        rule = with_mutant(own, site.function.__name__, mutant) if site.is_helper else mutant
+        rule = mutant if own is site.function else with_mutant(own, site.function.__name__, mutant)
         body = in_space(p.body, p.body.__globals__)
         body.__name__ = f"{p.name}_mutant"
         rules = p.rules | {slot: rule} if slot in p.rules else p.rules
@@ -223,14 +225,15 @@ ALIKE = ("co_code", "co_varnames", "co_names", "co_consts")
 
 
 def syntax_of(function):
-    """The lambda or def that `function` was made from. Two lambdas of a line are told apart by their code."""
+    """The lambda or def that `function` was made from. A lambda is found by its code: those that are alike are the same."""
     code = function.__code__
     for node in ast.walk(tree_of(code.co_filename)):
         if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
             return node
-        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:
+        if isinstance(node, ast.Lambda):
             made = eval(compile(ast.Expression(node), code.co_filename, "eval"), {}).__code__
-            if function.__closure__ or all(getattr(made, a) == getattr(code, a) for a in ALIKE):
+            here = function.__closure__ and node.lineno == code.co_firstlineno
+            if here or all(getattr(made, a) == getattr(code, a) for a in ALIKE):
                 return node
     raise LookupError(f"{function} in {code.co_filename}")
 
@@ -240,6 +243,9 @@ def places(node):
     if isinstance(node, (ast.Raise, ast.Assert)):
         return
     if isinstance(node, ast.Call) and ast.unparse(node.func) in ASIDE:
+        return
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in MOVES:
+        yield from places(node.args[0])
         return
     if (
         isinstance(node, ast.expr)
@@ -371,6 +377,8 @@ POINTS = {
     "logaddexp": [
         ([-INF, INF, INF, 2.0], [-INF, INF, 0.0, 2.0], [[1, 0, 1, 0.5], [1, 0, 0, 0.5]]),
     ],
+    "logsumexp": [([-INF, -INF], [[0.0, 0.0]])],
+    "logcumsumexp": [([-INF, -INF, 0.0], [[0.0, 0.0, 1.0]])],
     "heaviside": [([0.0, 1.0], [0.3, 0.3], [[0.0, 0.0], [1.0, 0.0]])],
     "absolute": [([0.0], [[0.0]])],
     "relu": [([0.0], [[0.0]])],

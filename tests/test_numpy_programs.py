@@ -189,3 +189,5 @@ def test_arrays_whose_operators_mean_something_else_are_refused(name):
     if name == "array":
         with pytest.raises(tg.DtypeError, match=r"Variable: .*masked"):
             tg.Variable(other)
+        with pytest.raises(tg.DtypeError, match=r"grad: argument 0: .*masked"):
+            tg.grad(np.sum)(other)

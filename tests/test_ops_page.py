@@ -76,3 +76,14 @@ def test_every_pullback_on_the_page_has_a_name_or_is_an_expression():
 def test_functions_that_scipy_does_not_ask_about_variables_are_not_said_to_record():
     written = (DOCS / "ops.md").read_text(encoding="utf-8")
     assert not [n for n in names.NO_UFUNCS if f"`scipy.special.{n}`" in written]
+
+
+def test_what_a_pullback_calls_is_said_beside_it():
+    written = (DOCS / "ops.md").read_text(encoding="utf-8")
+    for called in (
+        "slope_in_base(a, b)",
+        "carried_back(ct, a, axis)",
+        "on_triangle(g, lower)",
+        "opposite(shift)",
+    ):
+        assert f"- `{called}`: " in written

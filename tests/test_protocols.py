@@ -278,7 +278,10 @@ def test_scipys_functions_that_are_no_ufuncs_are_refused_by_name_or_recorded():
     for name in sorted(names.NO_UFUNCS):
         args = {"polygamma": (1, v), "multigammaln": (v, 2)}.get(name, (v,))
         assert not isinstance(getattr(special, name), np.ufunc)
-        with tg.Tape(), pytest.raises(tg.UnsupportedError, match=rf"scipy.special.{name}: .*\n  Use tg.special.{name}\("):
+        with (
+            tg.Tape(),
+            pytest.raises(tg.UnsupportedError, match=rf"scipy.special.{name}: .*\n  Use tg.special.{name}\("),
+        ):
             getattr(special, name)(*args)
     with tg.Tape():
         y = special.zeta(2.5, v)

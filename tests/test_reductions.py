@@ -516,6 +516,10 @@ def test_messages_say_what_came_and_what_to_do():
         differences.diff(v, -1)
     with pytest.raises(tg.ShapeError, match="interp: `xp` and `fp` must be one number each"):
         curves.interp(v, X5, A3)
+    with pytest.raises(
+        tg.ArgumentError, match="partition: `kth` must be a place among 4, or several, and 9 came"
+    ):
+        order.partition(A34, 9)
     with pytest.raises(tg.OutOfRangeError, match="median: `axis` is 2, which is out of range"):
         order.median(v, 2)
     for name, function in {
@@ -525,7 +529,7 @@ def test_messages_say_what_came_and_what_to_do():
     }.items():
         with pytest.raises(tg.OutOfRangeError, match=f"{name}: `a` has no axis 2"):
             function(v, 2)
-    with pytest.raises(tg.OutOfRangeError, match="trapezoid: `a` has no axis -1"):
+    with pytest.raises(tg.OutOfRangeError, match="trapezoid: `y` has no axis -1"):
         differences.trapezoid(tg.Variable(1.0))
     with pytest.raises(tg.OutOfRangeError, match="gradient: `axis` is 3"):
         differences.gradient(v, axis=3)
@@ -645,3 +649,14 @@ def test_a_compiled_function_gives_the_gradient_of_the_tape(function):
                 loss = tg.sum(tg.square(f(tg.tanh(leaf))))
             found.append(tape.backward(loss)[leaf])
         np.testing.assert_allclose(found[0], found[1], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_log_sum_of_nothing_but_zeros_has_gradient_0():
+    """A row of impossible states: the others' gradients must not be spoilt."""
+    a = np.array([[-np.inf, -np.inf], [-np.inf, 1.0], [0.0, 0.0]])
+    f = lambda a: np.sum(np.exp(np.logaddexp.reduce(a, axis=1)) * np.arange(1.0, 4.0))
+    np.testing.assert_allclose(tg.grad(f)(a), [[0.0, 0.0], [0.0, 2 * np.e], [3.0, 3.0]])
+    hessian = tg.hessian(f)(a)
+    np.testing.assert_allclose(hessian[1, 1, 1, 1], 2 * np.e)
+    assert np.all(hessian[0] == 0)

@@ -151,7 +151,7 @@ def test_only_these_ops_are_called_by_their_rules():
             with tape:
                 ys = primitives.outputs_of(primitive.function(*arguments, **case.statics))
             fallen |= calls(traced(tape, ys))
-    assert fallen == set(CALLED_AS_THEY_ARE)
+    assert fallen == CALLED_AS_THEY_ARE.keys() & {p.name for p in primitives.DECLARED}
 
 
 @pytest.mark.parametrize("mixed", [True, False])

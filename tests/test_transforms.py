@@ -96,6 +96,13 @@ def test_what_an_argument_does_not_reach_is_zero():
     close(tg.jvp(lambda a: np.ones(2), (X,), (X,))[1], np.zeros(2))
 
 
+@pytest.mark.parametrize("f", [lambda x: float(tg.sum(x)), lambda x: tg.sum(x).value * 2])
+def test_a_number_that_has_left_the_tape_is_no_silent_zero(f):
+    with pytest.warns(tg.GradientStopsWarning, match="returned a plain number"):
+        g = tg.grad(f)(X)
+    close(g, np.zeros_like(X))
+
+
 def test_gradients_come_in_the_dtype_of_their_argument():
     x = X.astype(np.float32)
     for f in (tg.grad(lambda a: tg.sum(a**2)), tg.hessian(lambda a: tg.sum(a**3))):
@@ -305,6 +312,7 @@ def test_the_steps_of_a_transform_stay_on_its_own_tape():
         (lambda: tg.grad(lambda x: x)(X), tg.ArgumentError, "must return a scalar, and float64 (4,) came"),
         (lambda: tg.grad(lambda x: (x, x))(1.0), tg.ArgumentError, "must return a scalar"),
         (lambda: tg.grad(tg.sum)(np.arange(3)), tg.DtypeError, "argument 0 must be real floating point, and int64 (3,) came"),
+        (lambda: tg.vjp(tg.sum, 1), tg.DtypeError, "int 1 came.\n  Close over this one: lambda x: f(x, labels)."),
         (lambda: tg.grad(lambda d: 0.0)({"a": [1]}), tg.DtypeError, "argument 0['a'][0] must be"),
         (lambda: tg.grad(tg.sum, 1)(X), tg.ArgumentError, "`argnums` must name positional arguments, of which 1 were given"),
         (lambda: tg.grad(tg.sum, (0, 0))(X), tg.ArgumentError, "names an argument twice"),

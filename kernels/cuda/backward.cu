@@ -102,7 +102,7 @@ __device__ __forceinline__ float seed_of(const Ring& ring, int age, const float*
 // Cooperative launch, (⌈HIDDEN / UNITS⌉, ⌈batch / ROWS⌉) blocks of 32 WARPS threads, (UNITS WIDTH + SPLITS OWNED)
 // floats of shared memory. Pointers that may be null: joints (slots,), factors of what passes from a slot's step to
 // the older one; last_ct_h, last_ct_c (batch, n), cotangents of the last state; first_ct_h, first_ct_c (batch, n),
-// which get those of the state that the window began with; `c`s of all cells but the LSTM.
+// which get those of the state that the window began with; and what a cell has none of: gates, extra, deltas_x.
 template <class Cell, int HIDDEN, int UNITS, int ROWS, int WARPS>
 __global__ void __launch_bounds__(32 * WARPS, 1)
     persistent_backward(const int* head, int slots, int batch, const float* w_h, const float* seeds, int seed_slots,

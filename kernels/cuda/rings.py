@@ -1,7 +1,8 @@
 """The arrays of a recurrent layer's window on a GPU, and the launches that work on them.
 
 No argument of a launch depends on where the window is in its ring, so that one captured graph serves every step.
-All launches go to CuPy's current stream; none allocates anything but the first of its kind.
+A step is `advance`, `forward` (or products and `finish`), whatever makes the cotangent of its h, and, when a sweep is
+due, `backward` (or `step_backward` and a product for each age). All launches go to CuPy's current stream.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Rings:
         self.extra = xp.zeros((*shape, hidden), np.float32) if cell != "rnn" else None
         # Slot of the newest step, steps in the window, steps whose cotangents wait for a sweep.
         self.head = xp.array([self.slots - 1, 0, 0], np.int32)
-        # Room for the counters of every plan: a group of rows has at least one row.
+        # Room for the counters of every plan: a group of rows has at least one row. A launch leaves them ready for
+        # the next; after one that was broken off they must be zeros again.
         self.counters = xp.zeros(32 * batch, np.uint32)
 
     @property
@@ -53,15 +55,20 @@ class Rings:
 
 
 class Launches:
-    """The kernels on the arrays of `rings`. Arrays are float32 and C-ordered; weights as in `kernels/cpu.py`."""
+    """The kernels on the arrays of `rings`, for one GPU.
 
-    def __init__(self, rings: Rings, compiled: Any = source.compiled) -> None:
-        self.rings, self.compiled = rings, compiled
+    Arrays are float32, C-ordered and on 16 bytes, of the shapes in `kernels/cpu.py`; nothing here checks that. The
+    first launch of a kind compiles it. `compiled` and `gpu` are for tests.
+    """
+
+    def __init__(self, rings: Rings, compiled: Any = source.compiled, gpu: plan.Gpu | None = None) -> None:
+        self.rings, self.compiled, self.gpu = rings, compiled, gpu
         self.name = plan.CELLS[rings.cell][0]
 
     @functools.cached_property
     def backward_plan(self) -> plan.Backward:
-        return plan.persistent_backward(self.rings.cell, self.rings.hidden, self.rings.batch)
+        rings, gpu = self.rings, self.gpu or source.this_gpu()
+        return plan.persistent_backward(rings.cell, rings.hidden, rings.batch, gpu)
 
     @functools.cached_property
     def forward_plan(self) -> plan.Forward:
@@ -77,11 +84,10 @@ class Launches:
         self, x: Array, w_x: Array, w_h: Array, b: Array, b_h: Array = None, h_now: Array = None
     ) -> None:
         """A step: x (batch, n_in) and the state behind the newest slot give the next state; `h_now` gets its h."""
-        chosen, rings = self.forward_plan, self.rings
+        chosen = self.forward_plan
         kernel = self.compiled("forward.cu", chosen.expression, chosen.shared_bytes)
         args = (*self._sizes(), x, w_x, w_h, b, pointer(b_h), *self._written(), pointer(h_now))
         kernel(chosen.grid, (chosen.threads,), args, shared_mem=chosen.shared_bytes)
-        assert rings.batch == x.shape[0]
 
     def finish(
         self, x: Array, from_x: Array, from_h: Array, b: Array, b_h: Array = None, h_now: Array = None
@@ -105,7 +111,7 @@ class Launches:
         `seeds` (1 or slots, batch, n) are the cotangents of h of the steps whose losses wait. `joints` (slots,):
         factors of what passes from a slot's step to the older one. `last`: cotangents of the last h and c, from
         elsewhere. `first`: gets those of the h and c that the window began with.
-        """  # fmt: skip
+        """
         chosen, rings = self.backward_plan, self.rings
         kernel = self.compiled("backward.cu", chosen.expression, chosen.shared_bytes, True)
         args = (

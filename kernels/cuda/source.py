@@ -7,6 +7,8 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 
+from .plan import Gpu
+
 FOLDER = pathlib.Path(__file__).parent
 INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
 # A kernel as CuPy's RawKernel is called: grid, block, arguments, and `shared_mem` in bytes.
@@ -20,6 +22,14 @@ def available() -> bool:
     except ImportError:
         return False
     return bool(cupy.cuda.is_available())
+
+
+def this_gpu() -> Gpu:
+    """The current GPU, as plans see it."""
+    import cupy
+
+    found = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    return Gpu(found["name"].decode(), found["multiProcessorCount"], found["sharedMemPerBlockOptin"])
 
 
 def text(name: str, instead: Mapping[str, pathlib.Path] = {}) -> str:
@@ -43,7 +53,10 @@ def text(name: str, instead: Mapping[str, pathlib.Path] = {}) -> str:
 
 @functools.cache
 def compiled(name: str, expression: str, shared_bytes: int = 0, cooperative: bool = False) -> Launch:
-    """The kernel that `expression` names in a file, for the current GPU; from CuPy's cache after the first time."""
+    """The kernel that `expression` names in a file, for the GPU that is current at the first call.
+
+    CuPy keeps what it has compiled on disk. `cooperative`: all blocks are on the GPU at once, or the launch fails.
+    """
     import cupy
 
     module = cupy.RawModule(

@@ -33,6 +33,11 @@ def device_of(array: Any) -> str:
     return f"cuda:{array.device.id}" if on_device(array) else "cpu"
 
 
+def is_live(value: Any) -> bool:
+    """Whether `value` is an array of a function that is compiled now: it has elements, and notes what happens to it."""
+    return hasattr(type(value), "elements") and value.namespace is not np
+
+
 # -- making and moving -------------------------------------------------------------------------------------
 
 
@@ -100,9 +105,7 @@ def on_host(array: Any) -> Any:
 
 def owned(array: Any, dtype: Any = None) -> Any:
     """A copy of `array` where it lies."""
-    if getattr(array, "namespace", np) is not np:  # what is compiled records it
-        return array.copy() if dtype is None else array.astype(dtype)
-    if type(array) is np.ndarray or not on_device(array):
+    if type(array) is np.ndarray or not (on_device(array) or is_live(array)):
         return np.array(array, dtype=dtype)
     return array.copy() if dtype is None else array.astype(dtype)
 
@@ -112,14 +115,24 @@ def zeros_beside(array: Any, shape: Any, dtype: Any) -> Any:
     return module_beside(array).zeros(shape, dtype)
 
 
+def zeros_for(v: Any) -> Any:
+    """Zeros of the shape and dtype of a Variable, where its array lies."""
+    return zeros_beside(v._array, v.shape, v.dtype)
+
+
 def module_beside(*arrays: Any) -> Any:
     """The library that makes arrays where `arrays` are: one on a device decides."""
     return next((sys.modules["cupy"] for array in arrays if on_device(array)), np)
 
 
 def number_beside(number: Any, others: tuple[Any, ...]) -> Any:
-    """A number as an array where `others` (arrays, Variables or sequences of them) are."""
+    """A number, or a list of some, as an array where `others` (arrays, Variables or sequences of them) are."""
     return module_beside(*flat(others)).asarray(number)
+
+
+def put_beside(array: Any, *others: Any) -> Any:
+    """An array that the host made for an op of its own, such as positions, where `others` are."""
+    return module_beside(*flat(others)).asarray(array)
 
 
 def placed_beside(value: Any, array: Any, where: str, what: str) -> Any:
@@ -210,6 +223,13 @@ def freeze(array: Any) -> Any:
     return array
 
 
+def frozen_view(array: Any) -> Any:
+    """A view of `array` through which nobody writes. What is being compiled is none that could."""
+    if is_live(array):
+        return array
+    return freeze((array if on_device(array) else np.asarray(array)).view())
+
+
 def is_frozen(array: Any) -> bool:
     """Whether `freeze` was told of this array of a device."""
     return FROZEN.get(id(array)) is array
@@ -224,7 +244,9 @@ def refuse_to_mix(op: str, arguments: Mapping[str, Any]) -> None:
     places = [device_of(array) for arrays in given.values() for array in arrays]
     if len(set(places)) < 2:
         return
-    shown = "      ".join(f"{name}: {', '.join(map(placed, arrays))}" for name, arrays in given.items() if arrays)
+    shown = "      ".join(
+        f"{name}: {', '.join(map(placed, arrays))}" for name, arrays in given.items() if arrays
+    )
     there = next(place for place in places if place != "cpu")
     raise DeviceError(
         f"{op}: the arguments must be on one device.\n  {shown}\n"

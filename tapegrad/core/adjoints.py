@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import owned, refuse_to_mix
+from ..backend.device import owned, refuse_to_mix, zeros_for
 from ..errors import ArgumentError, describe
 from ..types import Array
 from .entry import OUT, Entry
-from .variable import LEAVES, Variable, constant, zeros_like
+from .variable import LEAVES, Variable, constant
 
 
 class Adjoints:
@@ -155,7 +155,7 @@ def variables(values: Any, argument: str) -> list[Variable]:
 def owned_adjoint(ct: Any, v: Variable, record: bool = False) -> Any:
     """`ct` as the reader's own: in the dtype of `v`, zeros for None; a Variable if the sweep was recorded."""
     if ct is None:
-        ct = zeros_like(v)
+        ct = zeros_for(v)
     if record:
         ct = ct if isinstance(ct, Variable) else constant(ct)
         return ct if ct.dtype == v.dtype else ct.astype(v.dtype)

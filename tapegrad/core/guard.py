@@ -36,7 +36,11 @@ class Guarded(NamedTuple):
 def fingerprints(entry: Entry) -> dict[str, int]:
     """A hash of the bytes of each array that `entry` keeps, by name."""
     kept = entry[0].residuals(entry).items()
-    return {name: hash(value.tobytes()) for name, value in kept if isinstance(value, np.ndarray) or on_device(value)}
+    return {
+        name: hash(value.tobytes())
+        for name, value in kept
+        if isinstance(value, np.ndarray) or on_device(value)
+    }
 
 
 def where_called() -> str:

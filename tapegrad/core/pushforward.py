@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..backend.device import flat, owned, zeros_beside
+from ..backend.device import flat, owned, zeros_beside, zeros_for
 from ..backend.namespace import namespace
 from ..errors import ArgumentError, describe
 from ..types import ArrayLike
@@ -21,7 +21,7 @@ from .primitive import REGISTRY
 from .revive import ByReference, revive
 from .seeds import Roots, numbers, require_shape, roots_of
 from .tape import Tape
-from .variable import Variable, zeros_like
+from .variable import Variable
 
 
 def pushforward(tape: Tape, tangents: Mapping[Variable, ArrayLike], root: Roots = None) -> Any:
@@ -41,7 +41,7 @@ def pushforward(tape: Tape, tangents: Mapping[Variable, ArrayLike], root: Roots 
         require_shape(moving[v._slot], v, f"{tape._name}.pushforward", "tangent")
     with alone():
         push_through(tape._entries(), moving)
-    out = [owned(moving.get(r._slot, zeros_like(r)), r.dtype) for r in roots]
+    out = [owned(moving.get(r._slot, zeros_for(r)), r.dtype) for r in roots]
     return out if isinstance(root, Sequence) else out[0]
 
 
@@ -90,9 +90,7 @@ def push_by_transposing(entry: Entry, tangents: Mapping[int, Any], record: bool)
     revived, shapes = entry if record else revive(entry), entry[SHAPE]
     several = bool(shapes) and isinstance(shapes[0], tuple)
     beside = next((t for t in flat(tangents.values()) if not isinstance(t, Bundle)), None)
-    cts = [
-        Variable(zeros_beside(beside, *s)) for s in (shapes if several else [(shapes, entry[DTYPE])])
-    ]
+    cts = [Variable(zeros_beside(beside, *s)) for s in (shapes if several else [(shapes, entry[DTYPE])])]
     tape = Tape()
     with alone() if not record else contextlib.nullcontext(), tape:
         contributions = list(revived[0].pull(revived, Bundle(dict(enumerate(cts))) if several else cts[0]))

@@ -48,11 +48,16 @@ def who_asks() -> str:
     return name
 
 
-def refuse_assignment() -> None:
-    """Raise if the Python statement that runs now is `... [index] = value`."""
+def refuse_plain_number() -> None:
+    """Raise if the Python statement that runs now is `... [index] = value`, or if NumPy's own code asks for a number."""
     from opcode import opmap  # here: 1 ms that most programs need not pay
 
     frame = sys._getframe(2)
+    if str(frame.f_globals.get("__name__", "")).startswith(("numpy.", "scipy.")):
+        raise UnsupportedError(
+            f"{who_asks()}: a differentiated Variable cannot become a plain number: its gradient would be lost in silence.\n"
+            f"  Use v.item() if no gradient is wanted."
+        )
     if frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]:
         raise UnsupportedError(
             "a differentiated Variable was assigned to an element of an array: its gradient would be lost in silence.\n"

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import device_of, freeze, on_device, on_host, owned, placed_beside, zeros_beside
+from ..backend.device import device_of, frozen_view, on_device, on_host, owned, placed_beside, zeros_for
 from ..errors import ArgumentError, ShapeError, UnsupportedError, describe
 from ..types import Array, ArrayLike, Shape
 from .floating import floating
-from .refusals import refuse_assignment, refuse_moved_leaf, refuse_plain_array
+from .refusals import refuse_moved_leaf, refuse_plain_array, refuse_plain_number
 
 next_slot = itertools.count(1).__next__
 
@@ -145,8 +145,8 @@ class Variable:
         return self._array.item(*index)  # type: ignore[no-any-return]
 
     def __float__(self) -> float:
-        if self._slot > 0:
-            refuse_assignment()  # y[i] = v on an array asks for float(v)
+        if self._slot:
+            refuse_plain_number()  # y[i] = v on an array asks for float(v), and so does y.sum(initial=v)
         return float(self._array)
 
     def __int__(self) -> int:
@@ -171,7 +171,8 @@ class Variable:
         )
 
     def __repr__(self) -> str:
-        body = np.array2string(np.asarray(on_host(self._array)), separator=", ", prefix=f"{type(self).__name__}(")
+        array = np.asarray(on_host(self._array))
+        body = np.array2string(array, separator=", ", prefix=f"{type(self).__name__}(")
         device = f", device={self.device!r}" if on_device(self._array) else ""
         return f"{type(self).__name__}({body}, dtype={self.dtype}{device})"
 
@@ -198,7 +199,7 @@ class Parameter(Variable):
             Variable.grad.fset(self, grad)  # type: ignore[attr-defined]
         else:  # shared with the vector: None empties it
             piece = self._grad
-            Variable.grad.fset(self, zeros_like(self) if grad is None else grad)  # type: ignore[attr-defined]
+            Variable.grad.fset(self, zeros_for(self) if grad is None else grad)  # type: ignore[attr-defined]
             piece[...] = self._grad
             self._grad = piece
 
@@ -254,14 +255,7 @@ def result(array: Any, slot: int) -> Result:
 
 def constant(array: ArrayLike) -> Variable:
     """`array` as a Variable that is not differentiated, kept by reference: do not write to it later."""
-    array = array._array if isinstance(array, Variable) else array
-    # Frozen, a recording knows that it need not copy.
-    return result(freeze((array if on_device(array) else np.asarray(array)).view()), 0)
-
-
-def zeros_like(v: Variable) -> Array:
-    """Zeros of the shape and dtype of `v`, where it lies."""
-    return zeros_beside(v._array, v.shape, v.dtype)  # type: ignore[no-any-return]
+    return result(frozen_view(array._array if isinstance(array, Variable) else array), 0)
 
 
 def formed(grad: Any) -> Array:

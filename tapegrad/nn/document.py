@@ -105,7 +105,11 @@ class DocumentEncoder(Module):
 
     def _embedded(self, words: Sequence[Any]) -> Iterable[Any]:
         """What the cell takes for each word. The table is read once: each read costs a gradient of its size."""
-        return words if self.embedding is None else unstack(self.embedding(module_beside(*words).stack(words)), axis=0)
+        return (
+            words
+            if self.embedding is None
+            else unstack(self.embedding(module_beside(*words).stack(list(words))), axis=0)
+        )
 
     def _initial_state(self, word: Any) -> Any:
         if not word.ndim:
@@ -125,7 +129,11 @@ class ConcatPooling(Module):
     def forward(self, outputs: Any) -> Any:
         if not len(outputs):
             raise ArgumentError("ConcatPooling: there are no outputs to pool. Give at least one.")
-        over_time = outputs if isinstance(outputs, Variable | np.ndarray) or on_device(outputs) else stack(outputs, axis=0)
+        over_time = (
+            outputs
+            if isinstance(outputs, Variable | np.ndarray) or on_device(outputs)
+            else stack(outputs, axis=0)
+        )
         return concat([outputs[-1], largest(over_time, axis=0), mean(over_time, axis=0)], axis=-1)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import moved
-from ..core.variable import Parameter, zeros_like
+from ..backend.device import moved, zeros_for
+from ..core.variable import Parameter
 from ..errors import ArgumentError
 from ..types import Array
 
@@ -62,7 +62,7 @@ def flatten(members: Sequence[Parameter]) -> tuple[FlatParameter, Array]:
     params = next((m.flat() for m in members if m.flat is not None and m.flat() is not None), None)
     if params is None:
         params = FlatParameter(members)
-        params._grad = zeros_like(params)
+        params._grad = zeros_for(params)
         for member, piece in zip(members, pieces(params._grad, members), strict=True):
             piece[...] = 0 if member.grad is None else member.grad
             member._grad = piece

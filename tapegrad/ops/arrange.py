@@ -11,23 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device, on_host, put_beside
 from ..core.primitive import Case, linear, primitive, unbroadcast
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, ShapeError, UnsupportedError, describe
 from .index import getitem, put_at
+from .operands import arrayed, axis_of, value_of
 from .reduce import sum
-from .shape import (
-    arrayed,
-    axis_of,
-    broadcast_to,
-    concat,
-    diagonal,
-    put_diagonal,
-    ravel,
-    reshape,
-    split,
-    swapaxes,
-)
+from .shape import broadcast_to, concat, diagonal, put_diagonal, ravel, reshape, split, swapaxes
 
 # -- moves -----------------------------------------------------------------------------------------
 
@@ -52,12 +43,21 @@ def roll(xp, a, *, shift, axis=None):
 
 
 def opposite(shift: Any) -> tuple[int, ...]:
+    """A shift, or several, backwards."""
     return tuple(-s for s in integers(shift))
 
 
 def integers(given: Any) -> tuple[int, ...]:
     """One integer or several, as a tuple. Raises TypeError for anything else, a Variable included."""
     return tuple(map(operator.index, given)) if np.ndim(given) else (operator.index(given),)
+
+
+def given_integers(given: Any, op: str, argument: str) -> tuple[int, ...]:
+    """`integers` of what a user gave. Raises DtypeError, which names the argument, for anything else."""
+    try:
+        return integers(given)
+    except TypeError as error:
+        raise DtypeError(f"{op}: `{argument}` must be integers, and {describe(given)} came.") from error
 
 
 def fftshift(x: Any, axes: Any = None) -> Any:
@@ -73,9 +73,10 @@ def ifftshift(x: Any, axes: Any = None) -> Any:
 
 
 def shifted_axes(x: Any, axes: Any, op: str) -> tuple[Any, tuple[int, ...]]:
+    """`x` as an array, and `axes` (all for None) counted from 0."""
     x = arrayed(x)
-    axes = range(x.ndim) if axes is None else integers(axes)
-    return x, tuple(axis_of(x, i, op) for i in axes)
+    axes = range(x.ndim) if axes is None else given_integers(axes, op, "axes")
+    return x, tuple(axis_of(x, i, op, "x") for i in axes)
 
 
 @linear(
@@ -100,7 +101,7 @@ def fliplr(m: Any) -> Any:
 def rot90(m: Any, k: int = 1, axes: tuple[int, int] = (0, 1)) -> Any:
     """`m` turned by `k` times 90° in the plane of two axes, from the first towards the second."""
     m = arrayed(m)
-    places = tuple(axis_of(m, i, "rot90") for i in axes)
+    places = tuple(axis_of(m, i, "rot90", "m") for i in axes)
     if len(set(places)) != 2 or len(places) != 2:
         raise ArgumentError(f"rot90: `axes` must be two different axes, and {axes} came.")
     if k % 4 == 0:
@@ -132,9 +133,10 @@ def repeat(xp, a, *, repeats, axis=None):
 
     `repeats` is an integer, or one for each element. Shapes: (..., n, ...) -> (..., sum of repeats, ...).
     """
-    if type(repeats) is not int and np.asarray(repeats).dtype.kind not in "iub":
+    counts = on_host(repeats)  # they say how long the result is
+    if type(repeats) is not int and np.asarray(counts).dtype.kind not in "iub":
         raise DtypeError(f"repeat: `repeats` must be integers, and {describe(repeats)} came.")
-    return xp.repeat(a, repeats, axis)
+    return xp.repeat(a, counts.tolist() if on_device(a) and hasattr(counts, "tolist") else counts, axis)
 
 
 def sum_repeats(ct: Any, shape: tuple[int, ...], repeats: Any, axis: int | None) -> Any:
@@ -142,11 +144,11 @@ def sum_repeats(ct: Any, shape: tuple[int, ...], repeats: Any, axis: int | None)
     if axis is None or not shape:
         return reshape(sum_repeats(ct, (math.prod(shape),), repeats, 0), shape)
     axis %= len(shape)
-    n = shape[axis]
+    n, repeats = shape[axis], on_host(repeats)
     if np.size(repeats) == 1:
         copies = np.ravel(repeats).item()
         return sum(reshape(ct, (*shape[:axis], n, copies, *shape[axis + 1 :])), axis + 1)
-    return put_at(ct, (slice(None),) * axis + (np.repeat(np.arange(n), repeats),), shape)
+    return put_at(ct, (slice(None),) * axis + (put_beside(np.repeat(np.arange(n), repeats), ct),), shape)
 
 
 @linear(
@@ -180,7 +182,7 @@ def sum_tiles(ct: Any, shape: tuple[int, ...], reps: tuple[int, ...]) -> Any:
 
 def resize(a: Any, new_shape: Any) -> Any:
     """The elements of `a`, in C order and as often over as needed, in another shape; of an empty array, zeros."""
-    a, shape = arrayed(a), integers(new_shape)
+    a, shape = arrayed(a), given_integers(new_shape, "resize", "new_shape")
     size = math.prod(shape)
     if min(shape, default=0) < 0:
         raise ShapeError(f"resize: the lengths of `new_shape` must be at least 0, and {new_shape} came.")
@@ -266,7 +268,8 @@ def unpad(ct: Any, shape: tuple[int, ...], pad_width: Any, mode: str) -> Any:
         if before or after:
             sources = np.pad(np.arange(n), (before, after), mode)  # type: ignore[call-overload]
             first, middle, last = split(ct, (before, before + n), axis)
-            sources = (slice(None),) * axis + (np.delete(sources, slice(before, before + n)),)
+            sources = put_beside(np.delete(sources, slice(before, before + n)), ct)
+            sources = (slice(None),) * axis + (sources,)
             ct = middle + put_at(concat([first, last], axis), sources, middle.shape)
     return ct
 
@@ -289,8 +292,9 @@ def trim_zeros(filt: Any, trim: str = "fb", axis: Any = None) -> Any:
     ends = trim.lower()
     if ends not in ("f", "b", "fb", "bf"):
         raise ArgumentError(f"trim_zeros: `trim` must be 'f', 'b' or 'fb', and {trim!r} came.")
-    axes = range(filt.ndim) if axis is None else [axis_of(filt, i, "trim_zeros") for i in integers(axis)]
-    values = filt._array if isinstance(filt, Variable) else filt
+    named = range(filt.ndim) if axis is None else given_integers(axis, "trim_zeros", "axis")
+    axes = [axis_of(filt, i, "trim_zeros", "filt") for i in named]
+    values = value_of(filt)
     index = [slice(None)] * filt.ndim
     for i in axes:
         filled = values.nonzero()[i]

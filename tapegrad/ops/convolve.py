@@ -16,11 +16,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ..core.primitive import Case, primitive
 from ..errors import ArgumentError, ShapeError, describe
 from .index import getitem
+from .operands import arrayed
 from .shape import reshape
 from .windows import (
     Lengths,
@@ -102,6 +101,7 @@ def conv_transpose2d(
 def convolved(
     op: str, axes: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Any:
+    """`convolution` of what a user gave, checked and filled in."""
     x, w = with_axes(op, "x", x, axes), with_axes(op, "w", w, axes)
     stride, dilation = lengths(op, "stride", stride, axes), lengths(op, "dilation", dilation, axes)
     spans = span(w.shape[2:], dilation)
@@ -114,6 +114,7 @@ def convolved(
 def transposed(
     op: str, axes: int, x: Any, w: Any, stride: Any, padding: Any, extra: Any, dilation: Any, groups: int
 ) -> Any:
+    """`convolution_input` of what a user gave, checked and filled in."""
     x, w = with_axes(op, "x", x, axes), with_axes(op, "w", w, axes)
     stride, dilation = lengths(op, "stride", stride, axes), lengths(op, "dilation", dilation, axes)
     extra, spans = lengths(op, "output_padding", extra, axes, least=0), span(w.shape[2:], dilation)
@@ -305,7 +306,7 @@ def overlapping(op: str, longer: Any, shorter: Any, mode: str, start: int) -> An
 
 def sequence(op: str, argument: str, value: Any) -> Any:
     """`value` with its one axis, of which a number is given one."""
-    value = value if hasattr(value, "shape") else np.asarray(value)
+    value = arrayed(value)
     if value.ndim > 1 or not value.size:
         raise ShapeError(
             f"{op}: `{argument}` must have one axis and an element, and {describe(value)} came.\n"

@@ -6,39 +6,16 @@ The transpose of "from the start up to here" is "from here to the end": the same
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
 
-from ..backend.device import module_beside, number_beside, on_device, surely_all
-from ..core.generate import PYTHON_NUMBERS, lift
+from ..backend.device import module_beside, on_device, surely_all
 from ..core.primitive import Case, linear, primitive
-from ..core.variable import Variable
-from ..errors import ArgumentError, OutOfRangeError, ShapeError, describe
+from ..errors import ArgumentError, ShapeError, describe
 from .elementwise import equal, exp, isnan, where
+from .operands import as_array, value_of
 from .shape import concat, reshape
-
-
-def as_array(a: Any, op: str, argument: str = "a", beside: Any = ()) -> Any:
-    """`a` as something that has a shape: a Variable, or a real array; numbers and lists go where `beside` are."""
-    if isinstance(a, Variable):
-        return a
-    if beside and isinstance(a, list | tuple):
-        return lift(number_beside(lift(a, op, argument), beside), op, argument)
-    return lift(number_beside(a, beside) if type(a) in PYTHON_NUMBERS else a, op, argument)
-
-
-def value_of(a: Any) -> Any:
-    """The elements of `a`, for what is constant by nature: an order, a mask, a position."""
-    return a._array if isinstance(a, Variable) else a
-
-
-def axis_of(a: Any, axis: int, op: str) -> int:
-    """`axis` counted from 0. Raises OutOfRangeError where `a` has no such axis."""
-    if not -a.ndim <= operator.index(axis) < a.ndim:
-        raise OutOfRangeError(f"{op}: `a` has no axis {axis}.\n  a: {describe(a)}")
-    return int(axis % a.ndim)
 
 
 def cut(a: Any, axis: int, *bounds: int | None) -> Any:
@@ -120,6 +97,7 @@ def cumulative_prod(x: Any, *, axis: int | None = None, include_initial: bool = 
 
 
 def cumulative(running: Any, x: Any, axis: int | None, include_initial: bool, first: float, op: str) -> Any:
+    """The op `running` with the parameters of the array API, `first` standing for nothing."""
     x = as_array(x, op, "x")
     if axis is None and x.ndim > 1:
         raise ArgumentError(
@@ -153,6 +131,7 @@ def carried_back(ct: Any, a: Any, axis: int) -> Any:
 
 
 def linear_recurrence_pullback(ct: Any, a: Any, y: Any, axis: int) -> tuple[Any, Any]:
+    """b̄ by the recurrence that runs backwards, and ā_k = b̄_k y_{k-1}."""
     b_ct = carried_back(ct, a, axis)
     return b_ct * pushed(y, axis, 0.0), b_ct
 

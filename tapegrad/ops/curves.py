@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import module_beside
-from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
 from . import elementwise as e
-from .cumulative import as_array, value_of
 from .index import getitem
+from .operands import as_array, constant_like, value_of
 from .order import take_along_axis
 from .shape import concat, expand_dims, reshape
 
@@ -74,17 +73,11 @@ def polyval(p: Any, x: Any) -> Any:
     p, x = as_array(p, "polyval", "p", [x]), as_array(x, "polyval", "x", [p])
     if p.ndim != 1:
         raise ShapeError(f"polyval: `p` must have one axis.\n  p: {describe(p)}")
-    p, x = like(p, x), like(x, p)
+    p, x = constant_like(p, x), constant_like(x, p)
     y = module_beside(value_of(x)).zeros(x.shape, x.dtype)
     for coefficient in p:
         y = e.add(e.multiply(y, x), coefficient)
     return y
-
-
-def like(a: Any, other: Any) -> Any:
-    """Constant integers in the dtype of the other operand: they would widen float32."""
-    whole = not isinstance(a, Variable) and a.dtype.kind != "f" and other.dtype.kind == "f"
-    return a.astype(other.dtype) if whole else a
 
 
 def vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:

@@ -9,8 +9,9 @@ import numpy as np
 from ..backend.namespace import namespace
 from ..core.primitive import Case, primitive
 from .elementwise import where
-from .factor import svd
-from .matrix import bare, computed, inv
+from .factor import on_the_diagonal, svd
+from .matrix import computed, inv
+from .operands import value_of
 from .reduce import sum
 from .shape import diagonal, expand_dims
 
@@ -30,12 +31,13 @@ DETERMINED = [
 
 def is_regular(a: Any) -> bool:
     """Whether dividing by the determinants of `a` costs few digits."""
-    return bool(np.all(namespace(bare(a)).linalg.cond(bare(a).astype(np.float64)) < 1e6))
+    a = value_of(a)
+    return bool(np.all(namespace(a).linalg.cond(a.astype(np.float64)) < 1e6))
 
 
 def orientation(u: Any, vh: Any) -> Any:
     """det u · det vh for orthogonal matrices: 1 or -1, a constant."""
-    u, vh = bare(u), bare(vh)
+    u, vh = value_of(u), value_of(vh)
     xp = namespace(u)
     return xp.sign(computed(xp, "det", u) * computed(xp, "det", vh))[..., None, None]
 
@@ -61,7 +63,7 @@ def cofactors_pullback(ct: Any, a: Any, y: Any) -> Any:
         b = inv(a).mT
         return expand_dims(sum(ct * y, (-2, -1)), (-2, -1)) * b - y @ ct.mT @ b
     u, s, vh = svd(a)
-    one = np.eye(a.shape[-1], dtype=bool)
+    one = on_the_diagonal(a)
     of_pairs = products_of_others(s, one[:, None] | one)
     turned = u.mT @ ct @ vh.mT
     along = where(one, 0.0, of_pairs) @ expand_dims(diagonal(turned, 0, -2, -1), -1)
@@ -78,7 +80,7 @@ def cofactors(xp, a):
     if xp.all(determinants != 0):
         return determinants[..., None, None] * computed(xp, "inv", a).mT
     u, s, vh = computed(xp, "svd", a)
-    others = products_of_others(s, np.eye(a.shape[-1], dtype=bool))
+    others = products_of_others(s, on_the_diagonal(a))
     return orientation(u, vh) * ((u * others[..., None, :]) @ vh)
 
 

@@ -10,8 +10,9 @@ from ..backend.device import surely_all
 from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
 from . import elementwise as e
-from .cumulative import as_array, axis_of, cut, value_of
-from .reduce import reduced_axes, sum
+from .cumulative import cut
+from .operands import as_array, axis_of, value_of
+from .reduce import kept_axes, reduced_axes, sum
 from .shape import broadcast_to, concat, ravel, reshape
 
 
@@ -27,39 +28,35 @@ def diff(a: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = 
     axis = axis_of(a, axis, "diff")
     if n == 0:
         return e.positive(a) if isinstance(a, Variable) else a
-    parts = [ending(prepend, a, axis, "prepend"), [a], ending(append, a, axis, "append")]
-    joined = [part for parts_here in parts for part in parts_here]
-    a = concat(joined, axis) if len(joined) > 1 else a
+    before, behind = joinable(prepend, a, "diff", "prepend"), joinable(append, a, "diff", "append")
+    a = joined(before, a, behind, axis)
     for _ in range(n):
         later, earlier = cut(a, axis, 1, None), cut(a, axis, None, -1)
         a = e.not_equal(later, earlier) if a.dtype.kind == "b" else e.subtract(later, earlier)
     return a
 
 
-def ending(values: Any, a: Any, axis: int, argument: str) -> list[Any]:
-    """What is joined to `a`, if anything."""
-    if values is None:
-        return []
-    values = as_array(values, "diff", argument, [a])
-    if not isinstance(values, Variable) and a.dtype.kind == "f":
-        values = values.astype(a.dtype)  # a number does not widen
-    if values.ndim:
-        return [values]
-    return [broadcast_to(values, tuple(1 if i == axis % a.ndim else m for i, m in enumerate(a.shape)))]
-
-
 def ediff1d(ary: Any, to_end: Any = None, to_begin: Any = None) -> Any:
     r"""Differences of neighbours of the flattened array, $y_k = a_{k+1} - a_k$, between `to_begin` and `to_end`."""
     y = diff(ravel(as_array(ary, "ediff1d", "ary")))
-    parts = [*flat(to_begin, y, "to_begin"), y, *flat(to_end, y, "to_end")]
-    return concat(parts, 0) if len(parts) > 1 else y
+    ends = joinable(to_begin, y, "ediff1d", "to_begin"), joinable(to_end, y, "ediff1d", "to_end")
+    before, behind = (end if end is None else ravel(end) for end in ends)
+    return joined(before, y, behind, 0)
 
 
-def flat(values: Any, y: Any, argument: str) -> list[Any]:
+def joinable(values: Any, a: Any, op: str, argument: str) -> Any:
+    """What is to be joined to `a`, in its dtype if it is a constant: a number does not widen. None stays None."""
     if values is None:
-        return []
-    values = ravel(as_array(values, "ediff1d", argument, [y]))
-    return [values if isinstance(values, Variable) or y.dtype.kind != "f" else values.astype(y.dtype)]
+        return None
+    values = as_array(values, op, argument, [a])
+    return values if isinstance(values, Variable) or a.dtype.kind != "f" else values.astype(a.dtype)
+
+
+def joined(before: Any, a: Any, behind: Any, axis: int) -> Any:
+    """`a` between what is there of the two ends; a number stands for one place along `axis`."""
+    one = kept_axes(a.shape, axis)
+    parts = [p if p.ndim else broadcast_to(p, one) for p in (before, a, behind) if p is not None]
+    return concat(parts, axis) if len(parts) > 1 else a
 
 
 # -- slopes ----------------------------------------------------------------------------------------
@@ -99,6 +96,7 @@ def spacings(f: Any, axes: tuple[int, ...], given: tuple[Any, ...]) -> list[Any]
 
 
 def steps(f: Any, axis: int, spacing: Any) -> Any:
+    """The steps along one axis: a number where they are even, else an array laid along that axis."""
     spacing = as_array(spacing, "gradient", "spacing", [f])
     if not spacing.ndim:
         return spacing if isinstance(spacing, Variable) else float(spacing)
@@ -113,7 +111,12 @@ def steps(f: Any, axis: int, spacing: Any) -> Any:
             return float(spacing[0])
     else:
         spacing = diff(spacing)
-    return reshape(spacing, tuple(-1 if i == axis else 1 for i in range(f.ndim)))
+    return laid_along(spacing, axis, f.ndim)
+
+
+def laid_along(line: Any, axis: int, ndim: int) -> Any:
+    """A vector in the shape in which it broadcasts along `axis` of an array of `ndim` axes."""
+    return reshape(line, tuple(-1 if i == axis else 1 for i in range(ndim)))
 
 
 def slope_along(f: Any, axis: int, h: Any, edge_order: int) -> Any:
@@ -163,6 +166,7 @@ LAST_UNEVEN = (
 
 
 def mixed(weights: Any, before: Any, behind: Any, *points: Any) -> Any:
+    """Three points times their weights, which depend on the steps before and behind the middle one."""
     one, two, three = (weight(before, behind) * point for weight, point in zip(weights, points, strict=True))
     return one + two + three
 
@@ -176,12 +180,12 @@ def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
     `x` are the coordinates, along `axis` alone or in the shape of `y`; without them steps of `dx`. Differentiated in all.
     """
     y = as_array(y, "trapezoid", "y")
-    axis = axis_of(y, axis, "trapezoid")
+    axis = axis_of(y, axis, "trapezoid", "y")
     width = dx
     if x is not None:
         x = as_array(x, "trapezoid", "x", [y])
         width = diff(x, axis=axis - y.ndim if x.ndim > 1 else -1)
         if x.ndim == 1:
-            width = reshape(width, tuple(-1 if i == axis % y.ndim else 1 for i in range(y.ndim)))
+            width = laid_along(width, axis, y.ndim)
     heights = e.add(cut(y, axis, 1, None), cut(y, axis, None, -1))
     return sum(e.multiply(heights, width) / 2.0, axis)

@@ -12,11 +12,11 @@ from functools import lru_cache
 from string import ascii_letters
 from typing import Any
 
-import numpy as np
-
+from ..backend.device import module_beside
 from ..core.primitive import Case, primitive
 from ..errors import ShapeError, UnsupportedError, describe
-from .shape import arrayed, broadcast_to, reshape
+from .operands import arrayed, value_of
+from .shape import broadcast_to, reshape
 
 # Products from which pieces that BLAS can do, which NumPy must plan first, are quicker than NumPy's own loop,
 # and how many must fall on an element of the largest operand for there to be such pieces.
@@ -71,7 +71,7 @@ def on_diagonals(a: Any, letters: str, length: dict[str, int]) -> Any:
         spelled.append(s if s not in spelled else next(spare))
         if spelled[-1] != s:
             pairs.append(s + spelled[-1])
-    ones = [np.eye(length[s[0]], dtype=a.dtype) for s in pairs]
+    ones = [module_beside(value_of(a)).eye(length[s[0]], dtype=a.dtype) for s in pairs]
     return contract([a, *ones], f"{','.join([''.join(length), *pairs])}->{''.join(spelled)}")
 
 

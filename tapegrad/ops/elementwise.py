@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..backend.namespace import namespace
 from ..core.generate import lift
 from ..core.primitive import elementwise, linear
 from ..core.variable import Variable, constant
-from ..errors import DtypeError
+from ..errors import DtypeError, UnsupportedError
+from .operands import as_array, value_of
 
 # -- constants by nature ---------------------------------------------------------------------------
 
@@ -27,7 +29,12 @@ def piecewise_constant(name: str, doc: str) -> Callable[..., Any]:
 
     def function(*arguments: Any) -> Any:
         arrays = [a._array if isinstance(a, Variable) else bare_number(a, name) for a in arguments]
-        return getattr(namespace(*arrays), name)(*arrays)
+        library = namespace(*arrays)
+        if not hasattr(library, name):
+            raise UnsupportedError(
+                f"{name}: {library.__name__} has no such function. Compute it on the host."
+            )
+        return getattr(library, name)(*arrays)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc
@@ -71,7 +78,7 @@ rint = piecewise_constant(
 
 def imag(a: Any) -> Any:
     """Zeros, the imaginary part of real numbers: an array, not differentiated."""
-    array = a._array if isinstance(a, Variable) else lift(a, "imag", "a")
+    array = value_of(as_array(a, "imag"))
     return namespace(array).zeros_like(array)
 
 
@@ -205,7 +212,7 @@ def copysign(xp, a, b):
     domain={"condition": (-1.0, 1.0)},
 )
 def where(xp, condition, a, b):
-    r"""`a` where `condition` holds (is not zero), else `b`. The condition is not differentiated."""
+    r"""`a` where `condition` holds (is not zero), else `b` (NumPy's `x` and `y`). The condition is not differentiated."""
     return xp.where(condition, a, b)
 
 
@@ -246,7 +253,7 @@ def fmin(xp, a, b):
 
 
 def clip(a: Any, low: Any = None, high: Any = None) -> Any:
-    """`a` limited to `low` … `high`; None is no limit. An element at a limit keeps its gradient.
+    """`a` limited to `low` … `high` (NumPy's `a_min`, `a_max`); None is no limit. An element at a limit keeps its gradient.
 
     Arrays and Variables broadcast; limits may be Variables, and get the gradient of what they replace.
     """
@@ -389,7 +396,7 @@ def astype(xp, a, *, dtype):
 
 def stop_gradient(v: Any) -> Any:
     """The value of `v` as a constant: what is computed from it does not reach back through `v`."""
-    return constant(v) if isinstance(v, Variable) else np.asarray(v)
+    return constant(v) if isinstance(v, Variable) else v if on_device(v) else np.asarray(v)
 
 
 # NumPy's and the array API's other names.

@@ -18,14 +18,16 @@ from warnings import warn
 
 import numpy as np
 
+from ..backend.device import module_beside, on_device
 from ..core.primitive import Case, primitive
 from ..core.variable import Variable
 from ..errors import ArgumentError, GradientStopsWarning, ShapeError, UnsupportedError, describe
 from .elementwise import equal, square, where
 from .linalg import matmul
-from .matrix import bare, computed, pseudo_inverse, rounding, solve
+from .matrix import computed, pseudo_inverse, rounding, solve
+from .operands import arrayed, value_of
 from .reduce import sum
-from .shape import arrayed, concat, expand_dims, reshape
+from .shape import concat, expand_dims, reshape
 
 SYMMETRIC = np.array([[3.0, 0.4, -0.7], [0.4, 2.0, 0.5], [-0.7, 0.5, 1.2]])
 SYMMETRIC_STACK = np.stack([SYMMETRIC, SYMMETRIC[::-1, ::-1] * 1.5])
@@ -33,15 +35,24 @@ SYMMETRIC_STACK = np.stack([SYMMETRIC, SYMMETRIC[::-1, ::-1] * 1.5])
 
 def on_triangle(g: Any, lower: bool) -> Any:
     """The gradient of the triangle of a symmetric matrix that an op reads, from that of the whole matrix."""
-    n = g.shape[-1]
-    strict = np.tri(n, k=-1, dtype=bool)
-    return where(strict if lower else strict.T, g + g.mT, where(np.eye(n, dtype=bool), g, 0.0))
+    strict = below_the_diagonal(g)
+    return where(strict if lower else strict.T, g + g.mT, where(on_the_diagonal(g), g, 0.0))
+
+
+def below_the_diagonal(g: Any) -> Any:
+    """Where an element of a square matrix lies below the diagonal; a constant, where `g` is."""
+    return module_beside(value_of(g)).tri(g.shape[-1], k=-1, dtype=bool)
+
+
+def on_the_diagonal(g: Any) -> Any:
+    """Where an element of a square matrix lies on the diagonal."""
+    return module_beside(value_of(g)).eye(g.shape[-1], dtype=bool)
 
 
 def reciprocal(x: Any, zeros: int, ct: Any, op: str) -> Any:
-    """1 / x, and 0 where x is 0. Warns of more than `zeros` of those if there is a cotangent of the vectors."""
+    """1 / x, and 0 where x is 0. The host warns of more than `zeros` of those if there is a cotangent of the vectors."""
     zero = equal(x, 0)
-    if zero.sum() > zeros and np.any(bare(ct)):
+    if not on_device(zero) and zero.sum() > zeros and np.any(value_of(ct)):
         warn(
             f"{op}: vectors of equal values, or of the singular value 0, have no derivative; their rotation is left out."
             f" The gradient is right if the loss does not depend on the choice of those vectors and treats them alike.",
@@ -57,9 +68,8 @@ def reciprocal(x: Any, zeros: int, ct: Any, op: str) -> Any:
 def cholesky_pullback(ct: Any, y: Any, upper: bool) -> Any:
     """By Murray, "Differentiation of the Cholesky decomposition" (2016): l⁻ᵀ Φ(lᵀ l̄) l⁻¹, Φ the lower triangle with half the diagonal."""
     transposed, ct = (y, ct.mT) if upper else (y.mT, ct)
-    n = y.shape[-1]
     product = transposed @ ct
-    half = where(np.tri(n, k=-1, dtype=bool), product, where(np.eye(n, dtype=bool), product * 0.5, 0.0))
+    half = where(below_the_diagonal(y), product, where(on_the_diagonal(y), product * 0.5, 0.0))
     return on_triangle(solve(transposed, solve(transposed, half).mT), not upper)
 
 
@@ -79,7 +89,7 @@ def cholesky(xp, a, *, upper=False):
     Only that triangle of `a` is read, and only it has a gradient. Shapes: (..., n, n) -> (..., n, n).
     Raises MatrixError if `a` is not positive definite.
     """
-    return computed(xp, "cholesky", a, upper=upper)
+    return computed(xp, "cholesky", a.mT).mT if upper else computed(xp, "cholesky", a)
 
 
 # -- eigenvalues ---------------------------------------------------------------------------------------
@@ -96,7 +106,7 @@ def eigh_pullback(ct: Any, y: Any, UPLO: str) -> Any:
     """V (diag(w̄) + (Vᵀ V̄) / (w_j - w_i)) Vᵀ."""
     w, v = y[..., :1, :], y[..., 1:, :]
     turned = (v.mT @ ct[..., 1:, :]) * reciprocal(w - w.mT, w.size, ct[..., 1:, :], "eigh")
-    middle = where(np.eye(y.shape[-1], dtype=bool), ct[..., :1, :], turned)
+    middle = where(on_the_diagonal(turned), ct[..., :1, :], turned)
     return on_triangle(v @ middle @ v.mT, UPLO.upper() == "L")
 
 
@@ -116,7 +126,7 @@ def eigh_packed(xp, a, *, UPLO="L"):
 
     Shapes: (..., n, n) -> (..., n + 1, n).
     """
-    w, v = computed(xp, "eigh", a, UPLO=checked(UPLO))
+    w, v = computed(xp, "eigh", a, UPLO=checked(UPLO, "eigh"))
     return xp.concatenate([w[..., None, :], v], axis=-2)
 
 
@@ -132,6 +142,7 @@ def eigh(a: Any, UPLO: str = "L") -> EighResult:
 
 
 def eigvalsh_pullback(ct: Any, a: Any, UPLO: str) -> Any:
+    """V diag(w̄) Vᵀ. The op finds no vectors, so they are computed here."""
     v = eigh_packed(a, UPLO)[..., 1:, :]
     return on_triangle((v * expand_dims(ct, -2)) @ v.mT, UPLO.upper() == "L")
 
@@ -145,12 +156,13 @@ def eigvalsh(xp, a, *, UPLO="L"):
 
     Only the triangle `UPLO` of `a` is read, and only it has a gradient. Shapes: (..., n, n) -> (..., n).
     """
-    return computed(xp, "eigvalsh", a, UPLO=checked(UPLO))
+    return computed(xp, "eigvalsh", a, UPLO=checked(UPLO, "eigvalsh"))
 
 
-def checked(triangle: str) -> str:
+def checked(triangle: str, op: str) -> str:
+    """`triangle`, if it names one."""
     if triangle not in ("L", "U", "l", "u"):
-        raise ArgumentError(f"eigh: `UPLO` must be 'L' or 'U', and {triangle!r} came.")
+        raise ArgumentError(f"{op}: `UPLO` must be 'L' or 'U', and {triangle!r} came.")
     return triangle
 
 
@@ -189,7 +201,7 @@ def svd_pullback(ct: Any, y: Any, a_shape: tuple[int, ...]) -> Any:
     inverse_gaps = reciprocal((s - s.mT) * (s + s.mT), s.size, either, "svd")
     turned_u = (rotation_u - rotation_u.mT) * inverse_gaps * s
     turned_v = (rotation_v - rotation_v.mT) * inverse_gaps * s.mT
-    middle = where(np.eye(k, dtype=bool), of_s, turned_u + turned_v)
+    middle = where(on_the_diagonal(turned_u), of_s, turned_u + turned_v)
     g = u @ middle @ v.mT
     if m > k:  # what turns U out of its span
         g = g + ((of_u - u @ rotation_u) * reciprocal(s, 0, of_u, "svd")) @ v.mT
@@ -249,6 +261,7 @@ def svd(a: Any, full_matrices: bool = True, compute_uv: bool = True) -> Any:
 
 
 def svdvals_pullback(ct: Any, a: Any) -> Any:
+    """U diag(ȳ) Vᵀ. The op finds no vectors, so they are computed here."""
     u, _, v = unpacked(svd_packed(a), a.shape[-2])
     return (u * expand_dims(ct, -2)) @ v.mT
 
@@ -288,8 +301,7 @@ def qr_pullback(ct: Any, y: Any, a_shape: tuple[int, ...]) -> Any:
 def square_pullback(q: Any, r: Any, of_q: Any, of_r: Any) -> Any:
     """(Q̄ + Q sym(R R̄ᵀ - Q̄ᵀ Q)) R⁻ᵀ, where sym copies the lower triangle to the upper."""
     m = r @ of_r.mT - of_q.mT @ q
-    lower = np.tri(r.shape[-1], dtype=bool)
-    return solve(r, (of_q + q @ where(lower, m, m.mT)).mT).mT
+    return solve(r, (of_q + q @ where(below_the_diagonal(r).T, m.mT, m)).mT).mT
 
 
 @primitive(a=qr_pullback, cases=FACTORED)
@@ -343,8 +355,9 @@ def lstsq(a: Any, b: Any, rcond: float | None = None) -> tuple[Any, Any, Any, An
     elif rcond < 0:
         rcond = rounding(a)
     values = svdvals(a)
-    numbers = bare(values)
-    rank = np.count_nonzero(numbers > rcond * numbers.max(initial=0.0))
+    numbers = value_of(values)
+    # It decides on the shape of the residuals, so the host has to know it.
+    rank = int(np.count_nonzero(numbers > rcond * numbers.max())) if numbers.size else 0
     y = matmul(pseudo_inverse(a, rcond), b)
     left = sum(square(b - matmul(a, y)), 0) if m > n == rank else b[:0]
     return y, reshape(left, -1), rank, values

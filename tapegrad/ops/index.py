@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside, number_beside, on_device, on_host, put_beside
 from ..core.primitive import Case, linear, primitive, unbroadcast
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, OutOfRangeError, ShapeError, describe
 from ..kernels import choice
 from .elementwise import add, astype, equal, where
+from .operands import arrayed, axis_of
 from .shape import broadcast_to, concat, ravel, reshape, transpose
 
 INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
@@ -38,24 +40,30 @@ def kind_of(part: Any) -> str:
     return part.dtype.kind if hasattr(part, "dtype") else np.asarray(part).dtype.kind
 
 
-def checked(index: Any) -> Any:
-    """`index` as NumPy takes it, its lists as arrays, without Variables: a position is not differentiated."""
+def checked(index: Any, a: Any, op: str = "getitem") -> Any:
+    """`index` of `a` as NumPy takes it, lists and the host's arrays put beside `a`.
+
+    No Variables: a position is not differentiated.
+    """
     if basic(index):
         return index
-    return tuple(map(checked_part, index)) if isinstance(index, tuple) else checked_part(index)
+    if isinstance(index, tuple):
+        return tuple(checked_part(part, a, op) for part in index)
+    return checked_part(index, a, op)
 
 
-def checked_part(part: Any) -> Any:
+def checked_part(part: Any, a: Any, op: str) -> Any:
+    """One part of an index, see `checked`. Raises DtypeError for a Variable."""
     if isinstance(part, Variable):
         raise DtypeError(
-            f"getitem: `index` must be integers, slices or booleans, and a Variable came.\n"
+            f"{op}: `index` must be integers, slices or booleans, and a Variable came.\n"
             f"  index: {describe(part)}\n  Use plain integer arrays; (v > 0) is one of booleans."
         )
     if isinstance(part, (list, tuple)):
-        part = np.asarray(part)
+        part = number_beside(part, (a,))
     if getattr(part, "size", 1) == 0 and kind_of(part) == "f":  # an empty list, which has no dtype of its own
-        return np.zeros(part.shape, np.intp)
-    return part
+        part = part.astype(np.intp)
+    return put_beside(part, a) if isinstance(part, np.ndarray) and on_device(bare(a)) else part
 
 
 @linear(
@@ -77,7 +85,7 @@ def getitem(xp, a, *, index):
 
     Raises DtypeError for a Variable as index: what is picked does not change smoothly with it.
     """
-    return a[checked(index)]
+    return a[checked(index, a)]
 
 
 @linear(
@@ -93,7 +101,7 @@ def getitem(xp, a, *, index):
 def put_at(xp, a, *, index, shape):
     r"""Zeros of `shape` with `a` added at `index`, the transpose of `getitem`: $y_{i_k} = \sum_k a_k$."""
     if not basic(index):
-        index = checked(index)
+        index = checked(index, a)
         if not selects_once(index):
             return scattered(xp, a, index, shape)
     y = xp.zeros(shape, a.dtype)
@@ -139,17 +147,18 @@ def index_add(a: Any, index: Any, value: Any) -> Any:
     `value` broadcasts to the shape of `a[index]`, in the dtype of `a`. Differentiated in `a` and `value`.
     """
     a, value = in_one_dtype(a, value)
-    return add(a, put_at(value, index, a.shape))
+    return add(a, put_at(value, checked(index, a, "index_add"), a.shape))
 
 
 def in_one_dtype(a: Any, value: Any) -> tuple[Any, Any]:
     """Both in the dtype of `a`, as an assignment has it; integers take floats by becoming floats."""
-    a, value = (x if hasattr(x, "dtype") else np.asarray(x) for x in (a, value))
+    a, value = (x if hasattr(x, "dtype") else number_beside(x, (a, value)) for x in (a, value))
     dtype = a.dtype if a.dtype.kind == "f" else np.result_type(a.dtype, value.dtype)
     return cast(a, dtype), cast(value, dtype)
 
 
 def cast(x: Any, dtype: Any) -> Any:
+    """`x` in another dtype, recorded only where it changes."""
     if x.dtype == dtype:
         return x
     return astype(x, dtype) if isinstance(x, Variable) else x.astype(dtype)
@@ -160,22 +169,32 @@ def written(xp, a, value, *, index):
 
     Shapes: (…), one that broadcasts to a[index] -> (…). As an assignment is written: `tg.index_put(a, index, value)`.
     """
-    index = checked(index)
+    index = checked(index, a, "index_put")
     y = xp.zeros(a.shape, a.dtype)
     y[...] = a
     if selects_once(index):
         y[index] = value
     else:  # on one axis, where NumPy assigns from first to last; on several the order is not promised
-        places = places_of(a.shape, index)
+        places = places_of(a, index)
         values = xp.zeros(places.shape, a.dtype)
         values[...] = value
+        if on_device(a):  # CuPy does not say which of several values stays: let each be the last
+            values = values.ravel()[last_at(places, a.size)[places]]
         y.reshape(-1)[places.ravel()] = values.ravel()
     return y
 
 
-def places_of(shape: tuple[int, ...], index: Any) -> Any:
-    """Where the elements are that a checked `index` selects, counted in C order."""
-    return np.arange(math.prod(shape)).reshape(shape)[index]
+def places_of(a: Any, index: Any) -> Any:
+    """Where the elements of `a` are that a checked `index` selects, counted in C order."""
+    return module_beside(bare(a)).arange(math.prod(a.shape)).reshape(a.shape)[index]
+
+
+def last_at(places: Any, size: int) -> Any:
+    """For each of `size` places the last position in `places` at which it is named."""
+    xp = module_beside(places)
+    last = xp.zeros(size, np.intp)
+    xp.maximum.at(last, places.ravel(), xp.arange(places.size))
+    return last
 
 
 def not_written(ct: Any, index: Any) -> Any:
@@ -185,14 +204,12 @@ def not_written(ct: Any, index: Any) -> Any:
 
 def kept_ones(ct: Any, index: Any, value_shape: tuple[int, ...]) -> Any:
     """The cotangent of `value`: that of each place, for the value that stayed there."""
-    index, shape = checked(index), ct.shape
+    whole, index = ct, checked(index, ct)
     ct = getitem(ct, index)
     if not selects_once(index):
-        places = places_of(shape, index)
-        order = np.arange(places.size).reshape(places.shape)
-        last = np.zeros(math.prod(shape), np.intp)
-        last[places.ravel()] = order.ravel()
-        ct = where(equal(last[places], order), ct, 0.0)
+        places = places_of(whole, index)
+        order = module_beside(places).arange(places.size).reshape(places.shape)
+        ct = where(equal(last_at(places, math.prod(whole.shape))[places], order), ct, 0.0)
     return summed_to(ct, value_shape)
 
 
@@ -234,19 +251,24 @@ overwrite: Any = primitive(
     ],
 )
 def take(xp, a, *, indices, axis=0):
-    r"""Slices of `a` at integer `indices` along `axis`. An index out of range is an error."""
-    if axis is None or not a.ndim:
-        raise ShapeError(f"take: `axis` must be an axis of `a`, and {axis} came.\n  a: {describe(a)}")
-    require_indices(indices, a.shape[axis], "take", "indices")
+    r"""Slices of `a` at integer `indices` along `axis`: rows of a table.
+
+    Shapes: (..., n, ...), indices (i...) -> (..., i..., ...). Unlike `np.take`, which records all that NumPy does, it
+    takes no index below 0, and 0 is the default of `axis`. Raises ArgumentError for an index that is not in 0 … n - 1,
+    DtypeError for one that is no integer, ShapeError for the axis None.
+    """
+    if axis is None:
+        raise ShapeError("take: `axis` must be a number. np.take(v, indices) takes from the flattened array.")
+    require_indices(indices, a.shape[axis_of(a, axis, "take")], "take", "indices")
     return xp.take(a, indices, axis=axis)
 
 
 def require_indices(indices: Any, length: int, op: str, argument: str) -> None:
-    """Raise unless `indices` are integers in 0 … length - 1."""
-    array = np.asarray(indices)
+    """Raise unless `indices` are integers in 0 … length - 1. Those on a device are not read: the host would wait."""
+    array = indices if on_device(indices) else np.asarray(indices)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{op}: `{argument}` must be integers, and {describe(array)} came.")
-    if array.size and (array.min() < 0 or array.max() >= length):
+    if array.size and not on_device(array) and (array.min() < 0 or array.max() >= length):
         worst = int(array.min() if array.min() < 0 else array.max())
         raise ArgumentError(
             f"{op}: `{argument}` must be in 0 … {length - 1}, and {worst} came.\n"
@@ -260,31 +282,28 @@ def numpy_take(a: Any, indices: Any, axis: int | None = None, *, mode: str = "ra
     `mode`: an index out of range is an error ("raise"), is taken modulo the length ("wrap"), or becomes the
     nearest in range ("clip", for which negative ones are out of range).
     """
-    a, axis, length = along(a, axis, "take")
-    indices = integers(indices, "take", "indices")
+    a, axis, length = along(a, axis, "take", "a")
+    indices = integers(indices, "take", "indices", a)
     if mode == "raise":
         indices = np.where(indices < 0, indices + length, indices)
     return take(a, in_range(indices, length, mode, "take"), axis)
 
 
-def along(a: Any, axis: int | None, op: str) -> tuple[Any, int, int]:
+def along(a: Any, axis: int | None, op: str, argument: str) -> tuple[Any, int, int]:
     """`a` with the axis to work along and its length: all of `a` on one axis for None."""
-    a = a if hasattr(a, "shape") else np.asarray(a)
-    if axis is None:
-        a, axis = ravel(a), 0
-    if not -a.ndim <= axis < a.ndim:
-        raise OutOfRangeError(f"{op}: `axis` must be an axis of an array, and {axis} came.\n  {describe(a)}")
-    return a, axis % a.ndim, a.shape[axis]
+    a, axis = (ravel(a), 0) if axis is None else (arrayed(a), axis)
+    axis = axis_of(a, axis, op, argument)
+    return a, axis, a.shape[axis]
 
 
-def integers(value: Any, op: str, argument: str) -> Any:
-    """Positions as an integer array."""
+def integers(value: Any, op: str, argument: str, a: Any = None) -> Any:
+    """Positions as an integer array; numbers and lists go beside `a`."""
     if isinstance(value, Variable):
         raise DtypeError(
             f"{op}: `{argument}` must be integers, and a Variable came.\n"
             f"  {argument}: {describe(value)}. A position is not differentiated: use a plain integer array."
         )
-    array = np.asarray(value)
+    array = value if hasattr(value, "dtype") else number_beside(value, (a,))
     return array.astype(np.intp) if array.dtype.kind == "b" or not array.size else array
 
 
@@ -299,8 +318,8 @@ def in_range(indices: Any, length: int, mode: str, op: str) -> Any:
 
 def compress(condition: Any, a: Any, axis: int | None = None) -> Any:
     """The slices of `a` along `axis` (the elements of all of `a` for None) for which `condition` holds."""
-    a, axis, _ = along(a, axis, "compress")
-    holds = bare(condition)
+    a, axis, _ = along(a, axis, "compress", "a")
+    holds = bare(condition, a)
     if holds.ndim != 1:
         raise ShapeError(f"compress: `condition` must have one axis, and {describe(holds)} came.")
     return take(a, np.flatnonzero(holds), axis)
@@ -308,13 +327,13 @@ def compress(condition: Any, a: Any, axis: int | None = None) -> Any:
 
 def extract(condition: Any, arr: Any) -> Any:
     """The elements of `arr` for which `condition`, of the same size, holds."""
-    return compress(bare(condition).ravel(), arr)
+    return compress(bare(condition, arr).ravel(), arr)
 
 
 def delete(arr: Any, obj: Any, axis: int | None = None) -> Any:
     """`arr` without the slices that `obj` (positions, a slice, a mask) names along `axis`."""
-    arr, axis, length = along(arr, axis, "delete")
-    return take(arr, arranged("delete", np.delete, np.arange(length), obj), axis)
+    arr, axis, length = along(arr, axis, "delete", "arr")
+    return take(arr, put_beside(arranged("delete", np.delete, np.arange(length), obj), arr), axis)
 
 
 def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
@@ -322,36 +341,39 @@ def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
 
     Differentiated in both. `values` broadcast as in `numpy.insert`: before one position any number is inserted.
     """
-    arr, axis, length = along(arr, axis, "insert")
+    arr, axis, length = along(arr, axis, "insert", "arr")
     arr, values = in_one_dtype(arr, values)
     before = np.arange(length)
     count = arranged("insert", np.insert, before, obj, 0).size - length
     if count == 1:
         values = reshape(values, (1,) * (arr.ndim - values.ndim) + values.shape)
-        if (
-            not isinstance(obj, slice) and np.ndim(obj) == 0
-        ):  # the slice before which it goes is one axis less
+        if not isinstance(obj, slice) and np.ndim(obj) == 0:  # what is inserted is a slice: one axis less
             values = transpose(values, (*range(1, axis + 1), 0, *range(axis + 1, values.ndim)))
         count = values.shape[axis]
     while values.ndim > arr.ndim and values.shape[0] == 1:
         values = getitem(values, 0)
     room = broadcast_to(values, (*arr.shape[:axis], count, *arr.shape[axis + 1 :]))
     order = arranged("insert", np.insert, before, obj, np.arange(length, length + count))
-    return take(concat([arr, room], axis), order, axis)
+    return take(concat([arr, room], axis), put_beside(order, arr), axis)
 
 
 def append(arr: Any, values: Any, axis: int | None = None) -> Any:
     """`arr` and then `values` along `axis`; both flattened for None. Python's numbers take the dtype of `arr`."""
-    arr = arr if hasattr(arr, "shape") else np.asarray(arr)
+    arr = arrayed(arr)
     if not hasattr(values, "shape"):
-        values = np.asarray(values, arr.dtype if arr.dtype.kind == "f" else None)
+        values = number_beside(values, (arr,))
+        values = values.astype(arr.dtype) if arr.dtype.kind == "f" else values
     return concat([ravel(arr), ravel(values)]) if axis is None else concat([arr, values], axis)
 
 
 def arranged(op: str, function: Callable[..., Any], positions: Any, obj: Any, *rest: Any) -> Any:
-    """What NumPy's `function` does to positions, which then says what it does to arrays of any kind."""
+    """What NumPy's `function` does to positions, which then says what it does to arrays of any kind.
+
+    How long the result is depends on `obj`: one on a device is fetched.
+    """
     if isinstance(obj, Variable):
         integers(obj, op, "obj")
+    obj = on_host(obj)
     try:
         return function(positions, obj, *rest)
     except (ValueError, TypeError, IndexError) as error:
@@ -391,8 +413,8 @@ def select(condlist: Any, choicelist: Any, default: Any = 0) -> Any:
     return y
 
 
-def bare(value: Any) -> Any:
-    """The array of a condition, which is not differentiated."""
+def bare(value: Any, a: Any = None) -> Any:
+    """The array of a condition, which is not differentiated; that of a list beside `a`."""
     if isinstance(value, Variable):
         return value._array
-    return value if hasattr(value, "dtype") else np.asarray(value)
+    return value if hasattr(value, "dtype") else number_beside(value, (a,))

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, ShapeError, describe
-from .shape import (
-    arrayed,
-    atleast_1d,
-    atleast_2d,
-    atleast_3d,
-    axis_of,
-    broadcast_arrays,
-    concat,
-    reshape,
-    split,
-)
+from .operands import arrayed, axis_of
+from .shape import atleast_1d, atleast_2d, atleast_3d, broadcast_arrays, concat, reshape, split
 
 
 def vstack(tup: Any) -> Any:
@@ -81,8 +72,10 @@ def array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
         return split(ary, indices_or_sections, axis)
     ary = arrayed(ary)
     if indices_or_sections < 1:
-        raise ShapeError(f"array_split: there must be at least one part, and {indices_or_sections} came.")
-    length, longer = divmod(ary.shape[axis_of(ary, axis, "array_split")], int(indices_or_sections))
+        raise ShapeError(
+            f"array_split: `indices_or_sections` must be positions, or at least 1, and {indices_or_sections} came."
+        )
+    length, longer = divmod(ary.shape[axis_of(ary, axis, "array_split", "ary")], int(indices_or_sections))
     lengths = [length + (i < longer) for i in range(indices_or_sections)]
     return split(ary, tuple(itertools.accumulate(lengths[:-1])), axis)
 
@@ -107,7 +100,7 @@ def with_axes(a: Any, count: int, op: str) -> Any:
     """`a` as an array. Raises ShapeError if it has fewer than `count` axes."""
     a = arrayed(a)
     if a.ndim < count:
-        raise ShapeError(f"{op}: the array must have at least {count} axes.\n  it is {describe(a)}")
+        raise ShapeError(f"{op}: `ary` must have at least {count} axes.\n  ary: {describe(a)}")
     return a
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from ..core.primitive import Case, primitive, unbroadcast
 from ..errors import ShapeError, describe
 from .elementwise import multiply
+from .operands import arrayed, axis_of
 from .reduce import sum
-from .shape import arrayed, axis_of, diagonal, expand_dims, moveaxis, ravel, reshape, squeeze, transpose
+from .shape import diagonal, expand_dims, moveaxis, ravel, reshape, squeeze, transpose
 
 
 def left_pullback(ct: Any, b: Any, a_shape: tuple[int, ...]) -> Any:
@@ -98,12 +99,14 @@ def dot_last(xp, a, b):
 
     Shapes: (..., n), (..., n) -> (...).
     """
-    return xp.vecdot(a, b)
+    if hasattr(xp, "vecdot"):
+        return xp.vecdot(a, b)
+    return xp.matmul(a[..., None, :], b[..., None])[..., 0, 0]  # CuPy does not have it
 
 
 def vecdot(x1: Any, x2: Any, *, axis: int = -1) -> Any:
     r"""Inner products of the vectors on `axis` of both, $y = \sum_i a_i b_i$; other axes broadcast."""
-    x1, x2 = (moved_last(x, axis, "vecdot") for x in (x1, x2))
+    x1, x2 = moved_last(x1, axis, "vecdot", "x1"), moved_last(x2, axis, "vecdot", "x2")
     if x1.shape[-1] != x2.shape[-1]:
         raise ShapeError(
             f"vecdot: the vectors must have the same length.\n  x1: {describe(x1)}      x2: {describe(x2)}\n"
@@ -112,10 +115,10 @@ def vecdot(x1: Any, x2: Any, *, axis: int = -1) -> Any:
     return dot_last(x1, x2)
 
 
-def moved_last(a: Any, axis: int, op: str) -> Any:
+def moved_last(a: Any, axis: int, op: str, argument: str) -> Any:
     """`a` with `axis` as its last; nothing is recorded where it is."""
     a = arrayed(a)
-    return a if axis_of(a, axis, op) == a.ndim - 1 else moveaxis(a, axis, -1)
+    return a if axis_of(a, axis, op, argument) == a.ndim - 1 else moveaxis(a, axis, -1)
 
 
 def matvec(x1: Any, x2: Any) -> Any:
@@ -148,7 +151,7 @@ def cross(a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1, axi
     """
     if axis is not None:
         axisa = axisb = axisc = axis
-    a, b = moved_last(a, axisa, "cross"), moved_last(b, axisb, "cross")
+    a, b = moved_last(a, axisa, "cross", "a"), moved_last(b, axisb, "cross", "b")
     if a.shape[-1] != 3 or b.shape[-1] != 3:
         raise ShapeError(
             f"cross: vectors must have 3 elements.\n  a: {describe(a)}      b: {describe(b)}\n"

@@ -17,14 +17,12 @@ from ..core.generate import PYTHON_NUMBERS
 from ..errors import ArgumentError, ShapeError, describe
 from . import elementwise as e
 from . import reduce
-from .cumulative import as_array, value_of
+from .operands import arrayed, as_array, value_of
 
 
 def mask_of(where: Any, a: Any, op: str) -> Any:
     """`where` as booleans in the shape of `a`."""
-    mask = value_of(where)
-    if not hasattr(mask, "shape"):
-        mask = np.asarray(mask)
+    mask = arrayed(value_of(where))
     try:
         return np.broadcast_to(mask if mask.dtype.kind == "b" else mask != 0, a.shape)
     except ValueError:
@@ -97,6 +95,7 @@ def min(a: Any, axis: Any = None, *, keepdims: bool = False, initial: Any = None
 def extreme(
     fold: Any, pair: Any, a: Any, axis: Any, keepdims: bool, initial: Any, where: Any, op: str
 ) -> Any:
+    """The op `fold` of what `where` picks, and its `pair` with `initial`."""
     a = as_array(a, op)
     if initial is None:
         if where is not True:
@@ -151,6 +150,7 @@ def nanmin(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
 
 
 def nan_extreme(fold: Any, a: Any, axis: Any, keepdims: bool, otherwise: float, op: str) -> Any:
+    """The op `fold` with `otherwise`, which loses against everything, in place of each NaN."""
     a = as_array(a, op)
     mask = present(a)
     if surely_all(mask):

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import module_beside
 from ..core.primitive import Case, primitive, unbroadcast
-from ..core.variable import Variable
 from ..errors import ArgumentError, MatrixError, ShapeError, describe
 from .elementwise import positive, where
 from .linalg import matmul
-from .shape import arrayed, expand_dims, moveaxis, ravel, reshape, squeeze
+from .operands import arrayed, value_of
+from .shape import expand_dims, moveaxis, ravel, reshape, squeeze
 
 # What LAPACK says of a matrix, and what to do about it.
 ADVICE = {
@@ -51,11 +52,6 @@ def computed(xp: Any, name: str, a: Any, *others: Any, **options: Any) -> Any:
     if not half:
         return y
     return tuple(part.astype(np.float16) for part in y) if isinstance(y, tuple) else y.astype(np.float16)
-
-
-def bare(a: Any) -> Any:
-    """`a` without its Variable: a constant, for what decides and is not differentiated."""
-    return a._array if isinstance(a, Variable) else a
 
 
 # -- inverses ----------------------------------------------------------------------------------------
@@ -162,7 +158,7 @@ def matrix_power(a: Any, n: int) -> Any:
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ShapeError(f"matrix_power: `a` must be square.\n  a: {describe(a)}")
     if n == 0:  # recorded, with the derivative 0
-        return where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
+        return where(False, a, module_beside(value_of(a)).eye(a.shape[-1], dtype=a.dtype))
     if n == 1:
         return positive(a)
     factor, n = (inv(a), -n) if n < 0 else (a, n)

@@ -160,7 +160,7 @@ CREATED = words("""
 
 # What to do instead of a function that writes into its argument.
 IN_PLACE = {
-    "copyto": "tg.where(mask, value, v)",
+    "copyto": "tg.where(mask, value, v), for np.full_like tg.full_like(a, v)",
     "fill_diagonal": "tg.where(np.eye(n, dtype=bool), value, v)",
     "place": "tg.index_put(v, mask, values)",
     "put": "tg.index_put(v, index, values)",

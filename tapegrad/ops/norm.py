@@ -15,9 +15,10 @@ from ..core.primitive import Case, primitive
 from ..errors import ArgumentError, ShapeError, describe
 from .elementwise import absolute, divide, equal, not_equal, power, sign, where
 from .factor import svdvals
-from .matrix import bare, inv
-from .reduce import REDUCTIONS, max, min, spread, sum
-from .shape import arrayed, moveaxis, reshape
+from .matrix import inv
+from .operands import arrayed, value_of
+from .reduce import REDUCTIONS, kept_axes, max, min, spread, sum
+from .shape import moveaxis, reshape
 
 NORMED = [*REDUCTIONS, Case((0, 3), axis=-1)]
 
@@ -66,6 +67,12 @@ def p_norm(xp, a, *, ord, axis=None, keepdims=False):
 # -- what a user calls ---------------------------------------------------------------------------------
 
 
+def floating(x: Any) -> Any:
+    """`x` as an array of floating point; integers as float64, of which NumPy takes norms too."""
+    x = arrayed(x)
+    return x if x.dtype.kind == "f" else x.astype(np.float64)
+
+
 def of_vectors(x: Any, ord: Any, axis: Any, keepdims: bool) -> Any:
     """The norm `ord` over one axis, or over several as one vector."""
     if ord is None or ord == 2:
@@ -100,9 +107,7 @@ def of_matrices(x: Any, ord: Any, axes: tuple[int, int], keepdims: bool) -> Any:
         raise ArgumentError(
             f"norm: of a matrix there is no norm {ord!r}. `ord` must be one of None, 'fro', 'nuc', 1, -1, 2, -2, inf, -inf."
         )
-    return (
-        reshape(y, tuple(1 if i in (rows, columns) else n for i, n in enumerate(x.shape))) if keepdims else y
-    )
+    return reshape(y, kept_axes(x.shape, axes)) if keepdims else y
 
 
 def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
@@ -112,9 +117,7 @@ def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> A
     "fro", "nuc" (the sum of the singular values), 2 and -2 (the largest and the smallest), 1 and -1 (of the
     sums of columns), inf and -inf (of rows). Where a norm is 0 or an element is, the derivative is taken as 0.
     """
-    x = arrayed(x)
-    if x.dtype.kind != "f":
-        x = x.astype(np.float64)
+    x = floating(x)
     if axis is None:
         if ord is None:
             return euclidean_norm(x, None, keepdims)
@@ -135,8 +138,7 @@ def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> A
 
 def vector_norm(x: Any, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Any:
     """The norm `ord` of `x` as one vector, or along `axis`, which may be several that are taken as one."""
-    x = arrayed(x)
-    return of_vectors(x if x.dtype.kind == "f" else x.astype(np.float64), ord, axis, keepdims)
+    return of_vectors(floating(x), ord, axis, keepdims)
 
 
 def matrix_norm(x: Any, *, keepdims: bool = False, ord: Any = "fro") -> Any:
@@ -162,4 +164,8 @@ def cond(x: Any, p: Any = None) -> Any:
 
 def matrix_rank(A: Any, tol: Any = None, hermitian: bool = False, *, rtol: Any = None) -> Any:
     """How many singular values are not negligible: an array, not differentiated."""
-    return np.linalg.matrix_rank(bare(A), tol, hermitian, rtol=rtol)
+    # CuPy has neither keyword: each is passed only where it says something.
+    others = {"rtol": rtol} if rtol is not None else {}
+    if hermitian:
+        others["hermitian"] = True
+    return np.linalg.matrix_rank(value_of(A), tol, **others)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..core.variable import Variable
-from ..errors import ArgumentError, UnsupportedError
+from ..errors import UnsupportedError
 from . import elementwise as e
 from . import names
 from .dispatch import refuse_others
@@ -19,6 +20,7 @@ from .index import getitem
 from .linalg import matmul
 from .reduce import max, mean, min, sum
 from .shape import matrix_transpose, ravel, reshape, squeeze, swapaxes, transpose, unstack
+from .transfer import asarray
 
 Method = Callable[..., Any]
 
@@ -39,7 +41,9 @@ def raise_to(self: Any, exponent: Any) -> Any:
 def compared(op: Method) -> Method:
     """`op` as == or !=, which Python also asks about None, strings and whatever else."""
     numbers = (Variable, np.ndarray, np.generic, float, int, list, tuple)
-    return lambda self, other: op(self, other) if isinstance(other, numbers) else NotImplemented
+    return lambda self, other: (
+        op(self, other) if isinstance(other, numbers) or on_device(other) else NotImplemented
+    )
 
 
 def late(name: str) -> Method:
@@ -123,13 +127,9 @@ def tolist(self: Any) -> Any:
 
 
 def to_device(self: Any, device: Any, *, stream: Any = None) -> Any:
-    """Itself: this array lives where it was made."""
-    if device != self._array.device or stream is not None:
-        raise ArgumentError(
-            f"to_device: this array is on {self._array.device!r}, and {device!r} came.\n"
-            f"  Make the Variable from an array that is there."
-        )
-    return self
+    """This Variable on `device`, "cpu" or "cuda"; see `tg.asarray`."""
+    refuse_others("to_device", stream=(stream, None))
+    return asarray(self, device=device)
 
 
 # What to do instead of a method of an ndarray that writes into it.
@@ -209,7 +209,6 @@ METHODS: dict[str, Any] = {
     "imag": property(lambda self: np.zeros_like(self._array)),
     "nbytes": property(lambda self: self._array.nbytes),
     "itemsize": property(lambda self: self._array.itemsize),
-    "device": property(lambda self: self._array.device),
     "compress": lambda self, condition, *args, **kwargs: np.compress(condition, self, *args, **kwargs),
     **{
         name: through_numpy(getattr(np, name))

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import module_beside, surely_any
+from ..backend.device import module_beside, on_device, surely_any
 from ..core.primitive import Case, linear
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, describe
 from . import elementwise as e
-from .cumulative import accumulated, as_array, axis_of, value_of
+from .cumulative import accumulated
 from .index import getitem
 from .masked import present
+from .operands import as_array, axis_of, value_of
 from .reduce import in_lines, kept_axes, mean, reduced_axes
 from .shape import ravel, reshape, transpose
 
@@ -78,6 +79,10 @@ def scatter_along_axis(xp, a, *, indices, shape, axis=-1):
         grid[axis] = indices % max(shape[axis], 1)
         flat = sum(g * step for g, step in zip(grid, steps_of(shape), strict=True))
     flat = xp.broadcast_to(flat % max(size, 1), a.shape)
+    if on_device(a):  # there it is the count that waits, to learn the largest place
+        y = xp.zeros(size, a.dtype)
+        xp.add.at(y, xp.ravel(flat), xp.ravel(a))
+        return y.reshape(shape)
     counted = xp.bincount(xp.ravel(flat), xp.ravel(a), size)
     return counted.astype(a.dtype, copy=False).reshape(shape)
 
@@ -115,7 +120,13 @@ def partition(a: Any, kth: Any, axis: int | None = -1, *, kind: str = "introsele
     if kind != "introselect":
         raise ArgumentError(f"partition: `kind` must be 'introselect', and {kind!r} came.")
     a, axis = along_lines(a, axis, "partition")
-    return take_along_axis(a, np.argpartition(value_of(a), kth, axis=axis), axis)
+    try:
+        order = np.argpartition(value_of(a), kth, axis=axis)
+    except ValueError as error:
+        raise ArgumentError(
+            f"partition: `kth` must be a place among {a.shape[axis]}, or several, and {kth!r} came.\n  a: {describe(a)}"
+        ) from error
+    return take_along_axis(a, order, axis)
 
 
 def unique(
@@ -179,6 +190,7 @@ def cummin(a: Any, axis: int = 0) -> Any:
 
 
 def running_extreme(pair: Any, beats: Any, a: Any, axis: int, op: str) -> Any:
+    """The extreme so far as a gather, from the last place whose element beat all before it."""
     a = as_array(a, op)
     if not a.ndim:
         return reshape(a, (1,))
@@ -273,6 +285,7 @@ def nanmedian(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
 
 
 def middle(a: Any, axis: Any, keepdims: bool, skip_nan: bool, op: str) -> Any:
+    """The median of each line: the mean of two gathers, of the same element where the count is odd."""
     a, axis = as_array(a, op), tuple(axis) if isinstance(axis, list) else axis
     if not a.size:
         return mean(a, axis, keepdims)  # NaN, with NumPy's warning
@@ -311,6 +324,7 @@ def hundredth(q: Any, a: Any, op: str) -> Any:
 
 
 def quantiles(a: Any, q: Any, axis: Any, method: str, keepdims: bool, skip_nan: bool, op: str) -> Any:
+    """The quantiles `q`, here within 0 … 1, of the lines along `axis`. Shapes: those of `quantile`."""
     a, axis = as_array(a, op), tuple(axis) if isinstance(axis, list) else axis
     q = as_array(q, op, "q", [a])
     if surely_any((value_of(q) < 0) | (value_of(q) > 1) | np.isnan(value_of(q))):
@@ -342,8 +356,6 @@ def interpolated(lines: Lines, q: Any, method: str, op: str) -> Any:
     below = np.floor(value_of(position))
     low, high = lines.at(below), lines.at(below + 1)
     fraction = e.subtract(position, below)
-    if (
-        not isinstance(q, Variable) and low.dtype.kind == "f"
-    ):  # computed in float64, as NumPy does for an array
-        fraction = fraction.astype(low.dtype)
+    if not isinstance(q, Variable) and low.dtype.kind == "f":
+        fraction = fraction.astype(low.dtype)  # computed in float64, as NumPy does for an array
     return low + (high - low) * fraction

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import flat, module_beside
 from ..errors import ShapeError, describe
 from .index import getitem, put_at
-from .shape import arrayed, axis_of, broadcast_to, expand_dims, moveaxis, reshape, stack, unstack
+from .operands import arrayed, axis_of
+from .shape import broadcast_to, expand_dims, moveaxis, reshape, stack, unstack
 
 
 def apply_along_axis(func1d: Callable[..., Any], axis: int, arr: Any, *args: Any, **kwargs: Any) -> Any:
@@ -20,7 +22,7 @@ def apply_along_axis(func1d: Callable[..., Any], axis: int, arr: Any, *args: Any
     takes `axis=` does the same much sooner. Raises ShapeError if there is no vector to call it with.
     """
     arr = arrayed(arr)
-    axis = axis_of(arr, axis, "apply_along_axis")
+    axis = axis_of(arr, axis, "apply_along_axis", "arr")
     rows = moveaxis(arr, axis, -1)
     rest = rows.shape[:-1]
     if 0 in rest:
@@ -56,27 +58,29 @@ def piecewise(x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kw: 
     is evaluated where it is not defined.
     """
     x = arrayed(x)
-    conditions = np.asarray(condlist, bool)
+    xp = module_beside(*flat([condlist]))
+    conditions = condlist if hasattr(condlist, "ndim") or xp is np else xp.stack(condlist)
+    conditions = xp.asarray(conditions, bool)
     if conditions.ndim == x.ndim:
         conditions = conditions[None]
     if len(funclist) == len(conditions) + 1:
-        conditions = np.concatenate([conditions, ~conditions.any(axis=0, keepdims=True)])
+        conditions = xp.concatenate([conditions, ~conditions.any(axis=0, keepdims=True)])
     if len(funclist) != len(conditions) or conditions.shape[1:] != x.shape:
         raise ShapeError(
             f"piecewise: each of `condlist` must have the shape of `x`, and a function.\n"
             f"  x: {describe(x)}      condlist: {describe(conditions)}      funclist: {len(funclist)} functions"
         )
-    last = np.full(x.shape, -1)
+    last = xp.full(x.shape, -1)
     for k, condition in enumerate(conditions):
         last[condition] = k
-    nowhere = np.zeros(x.shape, bool)
+    nowhere = xp.zeros(x.shape, bool)
     y = put_at(getitem(x, nowhere), nowhere, x.shape)  # zeros, recorded as what comes of no element of x
     for k, function in enumerate(funclist):
-        held, count = conditions[k], np.count_nonzero(conditions[k])
+        held, count = conditions[k], int(np.count_nonzero(conditions[k]))
         if not (last == k).any():
             continue
         made = function(getitem(x, held), *args, **kw) if callable(function) else function
-        made = made if hasattr(made, "shape") else np.asarray(made, x.dtype)
+        made = made if hasattr(made, "shape") else xp.asarray(made, x.dtype)
         made = made if made.shape == (count,) else broadcast_to(made, (count,))
         y = y + put_at(getitem(made, last[held] == k), last == k, x.shape)
     return y

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backend.device import number_beside
 from ..backend.namespace import namespace
-from ..core.variable import Variable
 from ..errors import ArgumentError, ShapeError, describe
 from .convolve import convolve
 from .elementwise import add, divide, multiply, negative
+from .operands import value_of
 from .shape import atleast_1d, concat
 
 
@@ -41,7 +42,7 @@ def polyint(p: Any, m: int = 1, k: Any = None) -> Any:
     r"""Coefficients of the `m`-th integral, $y^{(m)}(x) = p(x)$, with the constants `k` (0 for None), the first integral's first."""
     p = coefficients(p, "polyint", "p")
     m = order(m, "polyint")
-    constants = zeros(m, p) if k is None else atleast_1d(k)
+    constants = zeros(m, p) if k is None else atleast_1d(k if hasattr(k, "shape") else number_beside(k, (p,)))
     if len(constants) not in (1, m):
         raise ShapeError(f"polyint: `k` must hold 1 or m = {m} constants, and {describe(constants)} came.")
     for i in range(m):
@@ -59,6 +60,7 @@ def coefficients(a: Any, op: str, argument: str) -> Any:
 
 
 def order(m: int, op: str) -> int:
+    """How often to differentiate or integrate. Raises ArgumentError below 0."""
     if m < 0:
         raise ArgumentError(f"{op}: `m` must not be negative, and {m} came.")
     return m
@@ -66,7 +68,7 @@ def order(m: int, op: str) -> int:
 
 def powers(p: Any, count: int) -> Any:
     """count, …, 2, 1 in the dtype of `p`."""
-    return namespace(bare(p)).arange(count, 0, -1).astype(p.dtype)
+    return namespace(value_of(p)).arange(count, 0, -1).astype(p.dtype)
 
 
 def led_by_zeros(a: Any, length: int) -> Any:
@@ -74,16 +76,11 @@ def led_by_zeros(a: Any, length: int) -> Any:
 
 
 def zeros(count: int, like: Any) -> Any:
-    return namespace(bare(like)).zeros(count, like.dtype)
-
-
-def bare(a: Any) -> Any:
-    """The array of a Variable."""
-    return a._array if isinstance(a, Variable) else a
+    return namespace(value_of(like)).zeros(count, like.dtype)
 
 
 def without_zeros(a: Any, argument: str) -> Any:
     """The coefficients from the first that is not 0; of 0 itself the last."""
     a = coefficients(a, "polymul", argument)
-    found = namespace(bare(a)).flatnonzero(bare(a))
+    found = namespace(value_of(a)).flatnonzero(value_of(a))
     return a[int(found[0]) :] if len(found) else a[-1:]

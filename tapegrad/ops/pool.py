@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import freeze, module_beside, on_device
 from ..core.primitive import Case, linear
-from ..core.variable import Variable
 from ..errors import ArgumentError
 from .index import getitem
+from .operands import value_of
 from .shape import ravel, reshape
 from .windows import (
     Lengths,
@@ -78,19 +79,20 @@ def geometry(
 
 def max_pool(op: str, axes: int, x: Any, size: Any, stride: Any, padding: Any) -> Any:
     x, size, stride, padding = geometry(op, axes, x, size, stride, padding)
-    at = first_largest(x._array if isinstance(x, Variable) else x, size, stride, padding)
+    at = first_largest(value_of(x), size, stride, padding)
     return reshape(getitem(ravel(x), at.ravel()), at.shape)
 
 
 def first_largest(x: Any, size: Numbers, stride: Numbers, padding: Pairs) -> Any:
     """Where the first largest element of each window is, counted in C order: constant by nature."""
     # Padding repeats the elements at the edge, which a window that reaches over the edge has anyway.
+    xp = module_beside(x)
     wide = np.pad(x, ((0, 0), (0, 0), *padding), mode="edge") if any(map(sum, padding)) else x
     count = places(x.shape[2:], size, stride, padding)
     offsets = list(itertools.product(*map(range, size)))
     best = wide[elements(offsets[0], count, stride)].copy()
-    which = np.zeros(best.shape, np.min_scalar_type(len(offsets)))
-    has_nan = x.dtype.kind == "f" and x.size and np.isnan(np.max(x))
+    which = xp.zeros(best.shape, np.min_scalar_type(len(offsets)))
+    has_nan = x.dtype.kind == "f" and x.size and (on_device(x) or np.isnan(np.max(x)))
     for k, offset in enumerate(offsets[1:], 1):
         candidate = wide[elements(offset, count, stride)]
         better = candidate > best
@@ -98,15 +100,14 @@ def first_largest(x: Any, size: Numbers, stride: Numbers, padding: Pairs) -> Any
             better |= np.isnan(candidate)
         np.copyto(best, candidate, where=better)
         np.copyto(which, k, where=better)
-    at = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2] + (1,) * len(size))
+    at = xp.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2] + (1,) * len(size))
     for axis, (n, m, s, (before, after)) in enumerate(zip(x.shape[2:], count, stride, padding, strict=True)):
-        starts = (np.arange(m) * s - before).reshape((m,) + (1,) * (len(size) - 1 - axis))
-        position = np.array([offset[axis] for offset in offsets])[which] + starts
+        starts = (xp.arange(m) * s - before).reshape((m,) + (1,) * (len(size) - 1 - axis))
+        position = xp.asarray([offset[axis] for offset in offsets])[which] + starts
         if before or after:
             np.clip(position, 0, n - 1, out=position)
         at = at * n + position
-    at.flags.writeable = False  # a recording keeps it without a copy
-    return at
+    return freeze(at)  # a recording keeps it without a copy
 
 
 def avg_pool(op: str, axes: int, x: Any, size: Any, stride: Any, padding: Any) -> Any:

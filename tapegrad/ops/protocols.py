@@ -129,9 +129,8 @@ def along_the_first(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
     """`op` along one axis, the first if none is named, as methods of ufuncs have it."""
     has = frozenset({"axis", "keepdims", "initial", "where"}.intersection(op.__code__.co_varnames))
 
-    def answer(
-        a: Any, *, axis: Any = 0, **kwargs: Any
-    ) -> Any:  # NumPy hands on what was given by position by name
+    # NumPy hands on by name what was given by position.
+    def answer(a: Any, *, axis: Any = 0, **kwargs: Any) -> Any:
         return op(a, axis=axis, **own_keywords(name, kwargs, has))
 
     return answer

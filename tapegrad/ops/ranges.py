@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import surely_any
+from ..backend.device import number_beside, surely_any
 from ..backend.namespace import namespace
 from ..core.variable import Variable
 from ..errors import ArgumentError
 from .elementwise import astype, exp, log, multiply, power, sign
+from .operands import value_of
 from .shape import broadcast_to, expand_dims, moveaxis
 
 
@@ -25,26 +26,24 @@ def linspace(
     """
     if num < 0:
         raise ArgumentError(f"linspace: `num` must not be negative, and {num} came.")
-    start, stop = (np.asarray(x) if isinstance(x, (list, tuple)) else x for x in (start, stop))
+    start, stop = both_ends(start, stop)
     dtypes = [x.dtype for x in (start, stop) if hasattr(x, "dtype")]  # numbers widen nothing
     dtype = np.result_type(*dtypes, np.float16) if dtypes else np.dtype(float)
     intervals = num - 1 if endpoint else num
     step = (stop - start) / intervals if intervals > 0 else (stop - start) * np.nan
     shape = np.shape(step)
-    t = (
-        (namespace(bare(start), bare(stop)).arange(num) / (intervals or 1))
-        .astype(dtype)
-        .reshape(num, *(1,) * len(shape))
-    )
+    places = namespace(value_of(start), value_of(stop)).arange(num)
+    t = (places / (intervals or 1)).astype(dtype).reshape(num, *(1,) * len(shape))
     # Both ends are met exactly, as a + i · step would not.
     y = multiply(1.0 - t, beside(start)) + multiply(t, beside(stop))
     y = y if axis == 0 else moveaxis(y, 0, axis)
     return (y, step) if retstep else y
 
 
-def bare(a: Any) -> Any:
-    """The array of a Variable."""
-    return a._array if isinstance(a, Variable) else a
+def both_ends(start: Any, stop: Any) -> tuple[Any, ...]:
+    """The ends, a list as an array beside the other. A Python number stays one, for it widens no dtype."""
+    ends = (start, stop)
+    return tuple(number_beside(x, ends) if isinstance(x, (list, tuple)) else x for x in ends)
 
 
 def beside(end: Any) -> Any:
@@ -64,10 +63,10 @@ def geomspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, *, ax
 
     Where both are negative, minus what it is of their absolute values. Raises ArgumentError for other signs, and for 0.
     """
-    start, stop = (np.asarray(x) if isinstance(x, (list, tuple)) else x for x in (start, stop))
-    if surely_any(bare(start) * bare(stop) <= 0):
+    start, stop = both_ends(start, stop)
+    if surely_any(value_of(start) * value_of(stop) <= 0):
         raise ArgumentError("geomspace: `start` and `stop` must have one sign, and neither may be 0.")
-    if surely_any(bare(start) < 0):  # the sign of each line, a constant
+    if surely_any(value_of(start) < 0):  # the sign of each line, a constant
         signs = sign(start) if hasattr(start, "dtype") else -1.0
         y = multiply(signs, geomspace(signs * start, signs * stop, num, endpoint))
         return y if axis == 0 else moveaxis(y, 0, axis)
@@ -80,5 +79,5 @@ def full_like(a: Any, fill_value: Any, shape: Any = None) -> Any:
     shape = np.shape(a) if shape is None else shape
     dtype = a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
     if not isinstance(fill_value, Variable):
-        return namespace(bare(a)).full(shape, fill_value, dtype)
+        return namespace(value_of(a)).full(shape, fill_value, dtype)
     return broadcast_to(fill_value if fill_value.dtype == dtype else astype(fill_value, dtype), shape)

@@ -186,6 +186,7 @@ def lstm_sequence(xp, xs, h, c, w_x, w_h, b):
 
 
 def require_steps(op: str, xs: Any) -> None:
+    """Raise for a sequence of no steps, which has no last state."""
     if not len(xs):
         raise ShapeError(f"{op}: `xs` must have at least one step.\n  xs: {describe(xs)}")
 

@@ -12,9 +12,10 @@ from ..backend.device import module_beside, on_device
 from ..core.primitive import Case, linear, primitive
 from ..core.variable import Variable
 from ..errors import OutOfRangeError, ShapeError, describe
-from .cumulative import ZEROS, cumprod, flipped, pushed, value_of
-from .elementwise import exp, multiply, subtract
+from .cumulative import ZEROS, cumprod, flipped, pushed
+from .elementwise import equal, exp, multiply, subtract, where
 from .index import put_at
+from .operands import value_of
 from .shape import broadcast_to, inverse_permutation, reshape, transpose
 
 REDUCTIONS = [
@@ -84,7 +85,10 @@ def folded(xp: Any, a: Any, ufunc: Any, name: str, axis: Any, keepdims: Any) -> 
 
 @linear(a=lambda ct, a_shape, axis: spread(ct, a_shape, axis), cases=[*REDUCTIONS, Case((0, 3), axis=0)])
 def sum(xp, a, *, axis=None, keepdims=False):
-    r"""Sum over `axis` (an int, a tuple, or all for None), $y = \sum_i a_i$."""
+    r"""Sum over `axis` (an int, a tuple, or all for None), $y = \sum_i a_i$.
+
+    `np.sum(v)` also takes `initial` and `where`.
+    """
     return folded(xp, a, np.add, "sum", axis, keepdims)
 
 
@@ -93,7 +97,7 @@ def sum(xp, a, *, axis=None, keepdims=False):
     cases=REDUCTIONS,
 )
 def mean(xp, a, *, axis=None, keepdims=False):
-    r"""Mean over `axis`, $y = \frac1n \sum_i a_i$."""
+    r"""Mean over `axis`, $y = \frac1n \sum_i a_i$. `np.mean(v)` also takes `where`."""
     if type(a) is not np.ndarray or a.dtype not in BARE or not 0 < a.size <= LARGEST_COUNT:
         return xp.mean(a, axis=axis, keepdims=keepdims)
     y = folded(xp, a, np.add, "sum", axis, keepdims)  # np.mean does the same, after 3 µs of Python
@@ -106,7 +110,7 @@ def mean(xp, a, *, axis=None, keepdims=False):
     cases=REDUCTIONS,
 )
 def max(xp, a, *, axis=None, keepdims=False):
-    r"""Largest value over `axis`. A tie goes to the first."""
+    r"""Largest value over `axis`. A tie goes to the first. `np.max(v)` also takes `initial` and `where`."""
     return folded(xp, a, np.maximum, "max", axis, keepdims)
 
 
@@ -115,7 +119,7 @@ def max(xp, a, *, axis=None, keepdims=False):
     cases=REDUCTIONS,
 )
 def min(xp, a, *, axis=None, keepdims=False):
-    r"""Smallest value over `axis`. A tie goes to the first."""
+    r"""Smallest value over `axis`. A tie goes to the first. `np.min(v)` also takes `initial` and `where`."""
     return folded(xp, a, np.minimum, "min", axis, keepdims)
 
 
@@ -131,11 +135,10 @@ def first_largest(a: Any, axis: Any) -> Any:
     """1 at the first largest element of each reduced group, else 0: an array, constant by nature."""
     array = value_of(a)
     array = array if on_device(array) else np.asarray(array)
-    axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(i % array.ndim for i in axes) if array.ndim else ()
+    if not array.size:  # which has no largest, and no elements to say so of
+        return array
+    axes = reduced_axes(array.ndim, axis)
     rest = tuple(i for i in range(array.ndim) if i not in axes)
-    if not array.size or not array.ndim:
-        return np.ones_like(array)
     grouped = array.transpose(rest + axes)
     flat = grouped.reshape(*(array.shape[i] for i in rest), -1)
     mask = module_beside(flat).zeros(flat.shape, array.dtype)
@@ -143,13 +146,21 @@ def first_largest(a: Any, axis: Any) -> Any:
     return mask.reshape(grouped.shape).transpose(inverse_permutation(rest + axes))
 
 
+def logsumexp_pullback(ct: Any, a: Any, axis: Any, y: Any) -> Any:
+    top = where(equal(y, -math.inf), 0.0, y)  # of nothing but -inf: -inf - -inf is NaN
+    return spread(ct, a.shape, axis) * exp(a - spread(top, a.shape, axis))
+
+
 @primitive(
-    a=lambda ct, a, axis, y: spread(ct, a.shape, axis) * exp(a - spread(y, a.shape, axis)),
+    a=logsumexp_pullback,
     special=(-1000.0, 1000.0),
     cases=REDUCTIONS,
 )
 def logsumexp(xp, a, *, axis=None, keepdims=False):
-    r"""$y = \ln \sum_i e^{a_i}$ over `axis`, shifted by the largest so that nothing overflows."""
+    r"""$y = \ln \sum_i e^{a_i}$ over `axis`, shifted by the largest so that nothing overflows.
+
+    Where all elements are $-\infty$ the gradient is taken as 0, as in PyTorch.
+    """
     top = xp.max(a, axis=axis, keepdims=True)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
     y = xp.log(xp.sum(xp.exp(a - top), axis=axis, keepdims=True)) + top

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..backend.namespace import namespace
-from ..core.generate import lift
 from ..core.primitive import Case, elementwise
 from ..core.variable import Variable
 from ..errors import describe
 from .elementwise import equal, isfinite, no_slope, piecewise_constant, rint, trunc, where
+from .operands import as_array, value_of
 
 # -- constants by nature ---------------------------------------------------------------------------
 
@@ -27,20 +27,15 @@ spacing = piecewise_constant(
 )
 
 
-def bare(a: Any, op: str) -> Any:
-    """The array of a Variable; an array or a number as it is."""
-    return a._array if isinstance(a, Variable) else lift(a, op, "a")
-
-
 def round(a: Any, decimals: int = 0) -> Any:
     """`a` rounded to `decimals` places, of two nearest to the even one: an array, not differentiated."""
-    array = bare(a, "round")
+    array = value_of(as_array(a, "round"))
     return namespace(array).round(array, decimals)
 
 
 def angle(a: Any, deg: bool = False) -> Any:
     """The angle of real numbers in the complex plane, 0 or π (or 180 degrees): an array, not differentiated."""
-    array = bare(a, "angle")
+    array = value_of(as_array(a, "angle"))
     return namespace(array).angle(array, deg)
 
 
@@ -118,7 +113,7 @@ def frexp(a: Any) -> tuple[Any, Any]:
 
     The mantissa has the derivative $2^{-e}$; it jumps at powers of two.
     """
-    array = bare(a, "frexp")
+    array = value_of(as_array(a, "frexp"))
     exponent = namespace(array).frexp(array)[1]
     return ldexp(a, -exponent), exponent
 
@@ -137,7 +132,7 @@ def heaviside(xp, a, b):
 
 def nan_to_num(a: Any, nan: Any = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
     """`a` with numbers for NaN and infinities, by default 0 and the dtype's largest. They have the gradient 0."""
-    array = bare(a, "nan_to_num")
+    array = value_of(as_array(a, "nan_to_num"))
     numbers = namespace(array).nan_to_num(array, nan=nan, posinf=posinf, neginf=neginf)
     return where(isfinite(array), a, numbers) if isinstance(a, Variable) else numbers
 

@@ -16,6 +16,7 @@ from ..core.primitive import Case, linear, primitive
 from ..core.variable import Variable
 from ..errors import OutOfRangeError, ShapeError, UnsupportedError, describe
 from .elementwise import positive
+from .operands import arrayed, axis_of
 
 
 @linear(
@@ -84,6 +85,7 @@ def transpose(xp, a, *, axes=None):
 
 
 def inverse_permutation(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The order of axes that undoes `axes`."""
     order = [axis % len(axes) for axis in axes]
     return tuple(order.index(i) for i in range(len(axes)))
 
@@ -147,20 +149,6 @@ def rollaxis(a: Any, axis: int, start: int = 0) -> Any:
             f"rollaxis: `start` must be in {-a.ndim} … {a.ndim}, and {start} came.\n  a: {describe(a)}"
         )
     return moveaxis(a, axis, before - (axis < before))
-
-
-def axis_of(a: Any, axis: int, op: str) -> int:
-    """`axis` counted from the front. Raises OutOfRangeError if `a` does not have it."""
-    if not -a.ndim <= axis < a.ndim:
-        raise OutOfRangeError(
-            f"{op}: there is no axis {axis} of `a`, which has {a.ndim}.\n  a: {describe(a)}"
-        )
-    return axis if axis >= 0 else axis + int(a.ndim)
-
-
-def arrayed(a: Any) -> Any:
-    """`a`, or the array of a list or a number: something that has a shape."""
-    return a if hasattr(a, "shape") else np.asarray(a)
 
 
 def ravel(a: Any, order: str = "C") -> Any:
@@ -283,7 +271,7 @@ def stack(xp, arrays, *, axis=0):
 def uneven(a: Any, indices_or_sections: Any, axis: int) -> str:
     """What is wrong with a cut."""
     if not -a.ndim <= axis < a.ndim:
-        return f"there is no axis {axis} of `a`, which has {a.ndim}."
+        return f"`a` has no axis {axis}."
     if np.ndim(indices_or_sections) or not isinstance(indices_or_sections, int | np.integer):
         return "`indices_or_sections` must be an integer, or the positions of the cuts."
     return (

@@ -54,7 +54,9 @@ def cross_entropy_pullback(ct: Any, labels: Any, probabilities: Any) -> Any:
 
 def cross_entropy_formula(ct, labels, probabilities):
     """`cross_entropy_pullback` in ops: all but `ct` is made of residuals."""
-    one_hot = equal(reshape(labels, (*labels.shape, 1)), module_beside(labels).arange(probabilities.shape[-1]))
+    one_hot = equal(
+        reshape(labels, (*labels.shape, 1)), module_beside(labels).arange(probabilities.shape[-1])
+    )
     return (ct * ((probabilities - one_hot) / labels.size),)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import number_beside
 from ..backend.scipy import by_scipy
-from ..core.generate import PYTHON_NUMBERS, lift
+from ..core.generate import PYTHON_NUMBERS
 from ..core.primitive import Case, elementwise
 from ..core.variable import Variable
 from ..errors import ArgumentError, UnsupportedError
@@ -50,6 +51,7 @@ from .elementwise import (
 )
 from .elementwise import exp2 as exp2
 from .elementwise import expm1 as expm1
+from .operands import as_array
 from .reduce import logsumexp as logsumexp
 from .softmax import log_softmax as log_softmax
 from .softmax import softmax as softmax
@@ -62,9 +64,9 @@ SQRT_2PI = math.sqrt(2.0 * math.pi)
 def of_one_dtype(a: Any, b: Any) -> tuple[Any, Any]:
     """`a` and `b`, of which a Python number becomes an array of the dtype of the other."""
     if type(a) in PYTHON_NUMBERS and hasattr(b, "dtype") and b.dtype.kind == "f":
-        return np.asarray(a, b.dtype), b
+        return number_beside(a, (b,)).astype(b.dtype), b
     if type(b) in PYTHON_NUMBERS and hasattr(a, "dtype") and a.dtype.kind == "f":
-        return a, np.asarray(b, a.dtype)
+        return a, number_beside(b, (a,)).astype(a.dtype)
     return a, b
 
 
@@ -152,7 +154,7 @@ def gamma(xp, a):
 
 @elementwise(a=lambda ct, y, a: -(ct * y * digamma(a)), domain=(0.5, 4.0))
 def rgamma(xp, a):
-    r"""Reciprocal of the gamma function, $y = 1 / \Gamma(a)$."""
+    r"""Reciprocal of the gamma function, $y = 1 / \Gamma(a)$. Its rule has no number at 0, -1, …: NaN."""
     return by_scipy(xp, "rgamma", a)
 
 
@@ -226,7 +228,7 @@ def parameter(value: Any, argument: Any, op: str, name: str) -> Any:
         )
     if type(value) in PYTHON_NUMBERS:
         return of_one_dtype(value, argument)[0]
-    return value if isinstance(value, Variable) else lift(value, op, name)
+    return as_array(value, op, name, [argument])
 
 
 def zeta(x: Any, q: Any = 1.0) -> Any:
@@ -299,13 +301,13 @@ def lower_beta(xp, x, a, b):
 
 
 def xlogy(x: Any, y: Any) -> Any:
-    r"""$x \ln y$, and 0 where $x = 0$, also for $y = 0$; there the gradient is taken as 0."""
+    r"""$x \ln y$, and 0 where $x = 0$, also for $y = 0$; the gradient where both are 0 is taken as 0."""
     x, y = of_one_dtype(x, y)
     return x * log(where(logical_and(equal(x, 0), less_equal(y, 0)), 1.0, y))
 
 
 def xlog1py(x: Any, y: Any) -> Any:
-    r"""$x \ln(1 + y)$, and 0 where $x = 0$, also for $y = -1$; there the gradient is taken as 0."""
+    r"""$x \ln(1 + y)$, and 0 where $x = 0$, also for $y = -1$; the gradient where both hold is taken as 0."""
     x, y = of_one_dtype(x, y)
     return x * log1p(where(logical_and(equal(x, 0), less_equal(y, -1)), 0.0, y))
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from ..backend.device import module_beside, on_device, surely_any
 from ..core.primitive import Case, primitive
-from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from . import elementwise as e
 from . import masked
-from .cumulative import as_array, value_of
 from .elementwise import equal, where
 from .linalg import matmul
+from .operands import as_array, constant_like, value_of
 from .reduce import REDUCTIONS, mean, reduced_axes, reduced_count, spread, sum
 from .shape import broadcast_to, concat, expand_dims, matrix_transpose, reshape, squeeze, transpose
 
@@ -46,6 +45,7 @@ def variance(xp, a, *, axis=None, ddof=0, keepdims=False):
 
 
 def deviation_pullback(ct: Any, a: Any, y: Any, axis: Any, ddof: float) -> Any:
+    """ct (a - mean) / ((n - ddof) y), and 0 where y is."""
     still = equal(y, 0.0)
     slope = where(still, 0.0, ct / where(still, 1.0, y))
     return spread(slope, a.shape, axis) * (a - mean(a, axis, True)) / degrees(a.shape, axis, ddof)
@@ -105,6 +105,7 @@ def std(
 
 
 def one_of(ddof: float, correction: float | None, op: str) -> float:
+    """The number, under whichever of its two names it was given."""
     if correction is not None and ddof != 0:
         raise ArgumentError(f"{op}: `ddof` and `correction` are two names of one number. Give one.")
     return ddof if correction is None else correction
@@ -170,13 +171,6 @@ def average(
         raise ArgumentError("average: `weights` sum to 0, so there is no mean.")
     y = e.divide(sum(e.multiply(a, weights), axis, keepdims), total)
     return (y, broadcast_to(total, y.shape)) if returned else y
-
-
-def constant_like(weights: Any, a: Any) -> Any:
-    """Weights that are integers in the dtype of `a`: they would widen float32."""
-    if isinstance(weights, Variable) or weights.dtype.kind == "f" or a.dtype.kind != "f":
-        return weights
-    return weights.astype(a.dtype)
 
 
 def laid_out(weights: Any, a: Any, axis: Any) -> Any:
@@ -249,6 +243,7 @@ def variables(m: Any, rowvar: bool, argument: str) -> Any:
 
 
 def sample_weights(weights: Any, x: Any, argument: str) -> Any:
+    """The weights of samples as an array, if there are any. Raises for another shape, and for one below 0."""
     if weights is None:
         return None
     weights = constant_like(as_array(weights, "cov", argument), x)

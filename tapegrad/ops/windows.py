@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, ShapeError, describe
+from .operands import arrayed
 
 # A number for each axis, or one for all.
 Lengths = int | Sequence[int]
@@ -23,7 +24,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 def with_axes(op: str, argument: str, value: Any, axes: int) -> Any:
     """`value`, which must have two axes and `axes` more."""
-    value = value if hasattr(value, "shape") else np.asarray(value)
+    value = arrayed(value)
     if len(value.shape) != axes + 2:
         raise ShapeError(
             f"{op}: `{argument}` must have {axes + 2} axes, and {describe(value)} came.\n"

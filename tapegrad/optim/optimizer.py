@@ -164,7 +164,9 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Copies on the host of the running averages ("0.mean": of the first parameter), the count of steps, the learning rate."""
         averages = {
-            f"{i}.{name}": np.array(on_host(v)) for i, state in enumerate(self.state) for name, v in state.items()
+            f"{i}.{name}": np.array(on_host(v))
+            for i, state in enumerate(self.state)
+            for name, v in state.items()
         }
         return {**averages, "steps": self.steps, "lr": self.lr, "parameters": len(self.params)}
 

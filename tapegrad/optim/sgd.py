@@ -27,7 +27,9 @@ class SGD(Optimizer):
 
     def step(self) -> None:
         """Update every parameter. Raises NonFiniteError, and changes nothing, if a gradient is NaN or infinite."""
-        if self.momentum or any(type(p._array) is not np.ndarray and on_device(p._array) for p in self.params):
+        if self.momentum or any(
+            type(p._array) is not np.ndarray and on_device(p._array) for p in self.params
+        ):
             super().step()
             return
         # Without a velocity nothing is changed before the end, so one pass can compute and check.

@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, Any] = {
     "dot": np.dot, "matmul": np.matmul, "copyto": np.copyto, "broadcast_to": np.broadcast_to, "where": np.where,
     "concatenate": np.concatenate, "Bundle": Bundle, "add_at": np.add.at, "add_reduce": np.add.reduce,
     "maximum_reduce": np.maximum.reduce, "minimum_reduce": np.minimum.reduce, "Ellipsis": Ellipsis,
+    "inf": np.inf, "nan": np.nan,
 }  # fmt: skip
 REDUCTIONS = {"sum": "add_reduce", "max": "maximum_reduce", "min": "minimum_reduce"}
 

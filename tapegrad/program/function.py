@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..core.active import ACTIVE
 from ..core.entry import Entry, record_outputs
 from ..core.generate import RESERVED, keep
@@ -254,6 +255,8 @@ def key_of(value: Any, given: Given) -> Any:
         return kind, value.hex()
     if kind in (int, bool, str, bytes, type(None), complex, slice):
         return kind, repr(value) if kind in (complex, slice) else value
+    if on_device(value):
+        given.arrays.append(value)  # to be refused
     return Same(value)
 
 
@@ -386,7 +389,15 @@ class Compiled:
         except PathChanged:
             return None
 
+    def _refuse_a_device(self, arrays: Sequence[Any]) -> None:
+        if any(map(on_device, arrays)):
+            raise UnsupportedError(
+                f"compile: {self.name} computes with arrays of a device, and compiled code computes on the host.\n"
+                f"  Leave {self.name} uncompiled there."
+            )
+
     def _recorded(self, key: Any, given: Given, args: Any, kwargs: Any) -> Path:
+        self._refuse_a_device(given.arrays)
         template = Arguments(args, kwargs)
         with LOCK, watched_for_random_numbers(self.f, self.name):
             trace = record(
@@ -395,6 +406,7 @@ class Compiled:
                 given.arrays,
                 [bool(slot) for slot in given.slots],
             )
+            self._refuse_a_device([leaf._array for leaf in trace.leaves])
             path = Path(op_name(self.name), trace, template, self.f)
             paths = self._paths.pop(key, [])
             self._paths[key] = [path, *(p for p in paths if p.outcomes != path.outcomes)][:PATHS]

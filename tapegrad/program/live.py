@@ -121,6 +121,8 @@ class Recording(Graph):
 
     def call(self, function: Callable[..., Any], arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
         """A call of `function`, which computes arrays from arrays, as one node."""
+        if self.tracing:
+            raise Untraceable(f"a rule calls {getattr(function, '__name__', function)}")
         inputs: list[Node] = []
 
         def place(value: Any) -> Any:
@@ -286,9 +288,9 @@ class Live(Traced):
             return getattr(ufunc, method)(*map(bare, inputs), **kwargs)
         if kwargs.get("out") is not None or method == "at":
             return self.graph.refuse(f"numpy.{ufunc.__name__} that writes into an array")
-        # SciPy has ufuncs, too, and of those that take whole axes a trace knows one.
-        numpys = getattr(np, ufunc.__name__, None) is ufunc and (not ufunc.signature or ufunc is np.matmul)
-        if method == "__call__" and not kwargs and ufunc.nout == 1 and numpys:
+        whole_axes = ufunc.signature and ufunc is not np.matmul  # the one of those that a trace knows
+        numpys = getattr(np, ufunc.__name__, None) is ufunc  # SciPy has ufuncs, too
+        if method == "__call__" and not kwargs and ufunc.nout == 1 and numpys and not whole_axes:
             return super().__array_ufunc__(ufunc, method, *inputs)
         if self.graph.tracing:
             raise Untraceable(f"numpy.{ufunc.__name__}.{method}")

@@ -384,6 +384,15 @@ def in_one_node(body: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def refused(body: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The body of an op that cannot be compiled, for the function inside may read live arrays at every sweep."""
+
+    def called(xp: Any, *arguments: Any, **statics: Any) -> Any:
+        return NOW.graph.refuse(what) if recording_now() else body(xp, *arguments, **statics)
+
+    return called
+
+
 class Body:
     """The body of an op as a function of arrays alone."""
 
@@ -392,6 +401,11 @@ class Body:
 
     def __call__(self, *arguments: Any, **statics: Any) -> Any:
         return self.body(np, *arguments, **statics)
+
+
+def standing_for(p: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs in the place of the body of an opaque op."""
+    return refused(body, CALLS_BACK[p.name]) if p.name in CALLS_BACK else in_one_node(body)
 
 
 @contextlib.contextmanager
@@ -412,7 +426,7 @@ def ops_on_live_arrays() -> Iterator[None]:
             if name in space
         ]
     patches += [
-        (p.function.__globals__, "body", in_one_node(body))
+        (p.function.__globals__, "body", standing_for(p, body))
         for p, body in bodies
         if "body" in p.function.__globals__
     ]
@@ -420,7 +434,7 @@ def ops_on_live_arrays() -> Iterator[None]:
     for space, name, value in patches:
         space[name] = value
     for p, body in bodies:
-        p.body = in_one_node(body)
+        p.body = standing_for(p, body)
     try:
         yield
     finally:
@@ -434,6 +448,12 @@ def ops_on_live_arrays() -> Iterator[None]:
                 space.update(body=p.body, constant=constant, lift_constant=generate.lift_constant)
 
 
+# Ops that run a function of the caller's.
+CALLS_BACK = {
+    "recompute": "tg.checkpoint runs its function again in every sweep",
+    "call_with_pullback": "tg.custom_vjp calls its functions in every sweep",
+}
+
 # Modules of ops whose bodies call what no trace has a node for: LAPACK, windows that are views by strides.
 LIBRARY_CALLS = frozenset(f"tapegrad.ops.{name}" for name in ("convolve", "matrix", "factor", "determinant"))
 
@@ -442,7 +462,7 @@ def opaque(p: Any) -> bool:
     """Whether an op's body is a kernel, looks at elements, or is a user's: then it is one node."""
     return (
         p.reference is not None
-        or p.name in ("take", "index_put")
+        or p.name in ("take", "index_put", "scatter_along_axis")
         or p.body.__module__ in LIBRARY_CALLS
         or not (p.body.__module__ or "").startswith("tapegrad.ops.")
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_host
 from ..core.adjoints import Adjoints
 from ..core.schedule import Schedule, require_count
 from ..errors import ArgumentError
@@ -151,7 +152,7 @@ def probe(window: Any, entries: Any) -> tuple[Array, Array]:
 
 def rows(cts: list[Array]) -> Array:
     """All of `cts` side by side, a row per stream if they agree on axis 0, else in one row."""
-    arrays = [np.asarray(ct, np.float64) for ct in cts]
+    arrays = [np.asarray(on_host(ct), np.float64) for ct in cts]
     batch = {a.shape[0] if a.ndim > 1 else None for a in arrays}
     count = (batch.pop() if len(batch) == 1 else None) or 1
     return np.concatenate([a.reshape(count, -1) for a in arrays] or [np.zeros((1, 0))], axis=1)

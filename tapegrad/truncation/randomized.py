@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import device_of, moved, owned
 from ..core.schedule import Schedule, require_count
 from ..core.snapshot import Slot
 from ..errors import ArgumentError
@@ -181,7 +182,8 @@ class Moments:
     def __init__(self) -> None:
         self.chunks = 0
         self.at = 0
-        self.length = self.length_squared = self.norm_squared = 0.0
+        self.length = self.length_squared = 0.0
+        self.norm_squared: Any = 0.0
         self.gradient: dict[int, Array] = {}  # the sum of G by leaf slot, and of L G
         self.weighted: dict[int, Array] = {}
 
@@ -191,17 +193,20 @@ class Moments:
         self.length += length
         self.length_squared += length**2
         for slot, ct in sweep.gradients.by_slot.items():
-            g = np.asarray(ct, np.float64)
-            self.norm_squared += float(np.sum(g * g))
+            g = owned(ct, np.float64)
+            self.norm_squared = self.norm_squared + np.sum(
+                g * g
+            )  # on a device a number there: it is not read
             if slot in self.gradient:
-                self.gradient[slot] += g
-                self.weighted[slot] += length * g
+                place = device_of(g)
+                self.gradient[slot] = moved(self.gradient[slot], place) + g
+                self.weighted[slot] = moved(self.weighted[slot], place) + length * g
             else:
-                self.gradient[slot], self.weighted[slot] = g.copy(), length * g
+                self.gradient[slot], self.weighted[slot] = g, length * g
 
     def state_dict(self) -> dict[str, Any]:
         sums = [[Slot(slot), g, self.weighted[slot]] for slot, g in self.gradient.items()]
-        numbers = [self.chunks, self.at, self.length, self.length_squared, self.norm_squared]
+        numbers = [self.chunks, self.at, self.length, self.length_squared, float(self.norm_squared)]
         return {"sums": sums, "numbers": numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,4 +221,4 @@ class Moments:
         rate = {slot: g / self.length for slot, g in self.gradient.items()}
         crossed = sum(float(np.sum(r * self.weighted[slot])) for slot, r in rate.items())
         squared = sum(float(np.sum(r * r)) for r in rate.values())
-        return max(0.0, self.norm_squared - 2 * crossed + squared * self.length_squared) / self.length
+        return max(0.0, float(self.norm_squared) - 2 * crossed + squared * self.length_squared) / self.length

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import owned, zeros_beside
 from ..core.adjoints import Adjoints
+from ..core.printout import arrays_read
 from ..core.schedule import Schedule
 from ..core.snapshot import Slot
 from ..core.variable import LEAVES
@@ -68,18 +70,19 @@ class RealTime(Schedule):
         return {"known": known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._known = {slot: {leaf: np.array(s) for leaf, s in parts} for slot, parts in state["known"]}
+        self._known = {slot: {leaf: owned(s) for leaf, s in parts} for slot, parts in state["known"]}
 
     def _sensitivity(self, slot: int, segment: Any) -> Sensitivity:
         """∂value/∂leaf for the value in `slot`, which `segment` computed unless it is known already."""
         if slot in self._known or segment is None or not segment.holds(slot):
             return self._known.get(slot, {})
         entries = segment.entries_today()
+        beside = next(arrays_read(reversed(entries)), None)
         shape, dtype = next((e[2], e[3]) for e in entries if e[1] == slot)
         size = int(np.prod(shape))
         total: Sensitivity = {}
         for i in range(size):
-            ct = np.zeros(shape, dtype)
+            ct = zeros_beside(beside, shape, dtype)
             ct.reshape(-1)[i] = 1
             adjoints = Adjoints()
             adjoints.add(slot, ct)
@@ -96,7 +99,7 @@ class RealTime(Schedule):
                     }
                 for leaf, part in parts.items():
                     if leaf not in total:
-                        total[leaf] = np.zeros((size, *np.shape(part)), dtype)
+                        total[leaf] = zeros_beside(part, (size, *part.shape), dtype)
                     total[leaf][i] += part
         return total
 

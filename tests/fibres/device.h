@@ -5,12 +5,14 @@
 // far as the barriers let it. What a missing barrier allows therefore happens, and shows as a wrong result, the
 // more surely as shared memory begins as NaN. What no fibre shows: a missing fence, since each sees every write
 // at once; speed; registers.
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <queue>
@@ -71,7 +73,7 @@ inline ucontext_t home;
 inline std::vector<Fibre*> watching;
 inline unsigned left_to_run;
 inline unsigned left_out;  // bit i: the i-th barrier of the source is not there
-inline bool shuffled;
+inline bool shuffled, faulted;
 inline uint64_t state;
 
 inline uint64_t draw() {
@@ -116,11 +118,18 @@ inline void run_thread() {
     wait();
 }
 
-// False if the launch could not come to its end.
-inline bool launch(dim3 blocks, unsigned threads, size_t shared_bytes, unsigned order, std::function<void()> call) {
+// A thread has touched memory that is not its own: the launch is over.
+inline void give_up(int) {
+    faulted = true;
+    setcontext(&home);
+}
+
+enum Outcome { DONE, WAITING_FOR_EVER, BEYOND_THE_END, NO_SUCH_KERNEL, OTHER_ARGUMENTS };
+
+inline Outcome launch(dim3 blocks, unsigned threads, size_t shared_bytes, unsigned order, std::function<void()> call) {
     const unsigned count = blocks.x * blocks.y * threads;
     void* stacks = mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) return false;
+    if (stacks == MAP_FAILED) abort();
     kernel = std::move(call);
     grid = blocks;
     block = {threads, 1};
@@ -152,11 +161,23 @@ inline bool launch(dim3 blocks, unsigned threads, size_t shared_bytes, unsigned 
         makecontext(&fibre.context, run_thread, 0);
         may_run(&fibre);
     }
+    // A handler on a stack of its own, for the time of the launch.
+    static char handlers_stack[64 * 1024];
+    const stack_t ours{handlers_stack, 0, sizeof handlers_stack};
+    stack_t former_stack;
+    struct sigaction handler {}, former;
+    handler.sa_handler = give_up;
+    handler.sa_flags = SA_ONSTACK | SA_NODEFER;
+    sigaltstack(&ours, &former_stack);
+    sigaction(SIGSEGV, &handler, &former);
+    faulted = false;
     now = ready.top().second;
     ready.pop();
     swapcontext(&home, &now->context);
+    sigaction(SIGSEGV, &former, nullptr);
+    sigaltstack(&former_stack, nullptr);
     munmap(stacks, count * STACK);
-    return left_to_run == 0;
+    return faulted ? BEYOND_THE_END : left_to_run == 0 ? DONE : WAITING_FOR_EVER;
 }
 
 }  // namespace fibres

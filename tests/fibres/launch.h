@@ -29,14 +29,12 @@ extern const std::map<std::string, Kernel> kernels;
 
 }  // namespace fibres
 
-// 0: done. 1: the threads wait for each other for ever. 2: no such kernel. 3: another number of arguments.
+// Returns an Outcome.
 extern "C" int launch(const char* name, unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
                       unsigned order, unsigned left_out, int count, void** args) {
     const auto found = fibres::kernels.find(name);
-    if (found == fibres::kernels.end()) return 2;
-    if (found->second.arguments != count) return 3;
+    if (found == fibres::kernels.end()) return fibres::NO_SUCH_KERNEL;
+    if (found->second.arguments != count) return fibres::OTHER_ARGUMENTS;
     fibres::left_out = left_out;
-    const bool done = fibres::launch({grid_x, grid_y}, threads, shared_bytes, order,
-                                     [&] { found->second.call(args); });
-    return done ? 0 : 1;
+    return fibres::launch({grid_x, grid_y}, threads, shared_bytes, order, [&] { found->second.call(args); });
 }
