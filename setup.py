@@ -33,7 +33,7 @@ setup(
         "cuda13": ["cupy-cuda13x", "numba-cuda[cu13]", "scipy"],
         "viz": ["matplotlib"],
         "examples": ["matplotlib", "tqdm"],
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "pytest-xdist"],
         "lint": ["mypy", "ruff"],
         "bench": ["autograd", "jax", "matplotlib", "mygrad", "scipy", "tinygrad", "torch"],
     },

@@ -349,7 +349,9 @@ def goals(results: dict[str, Any]) -> str:
     rows = []
     for what, sign, goal, found in reached(results):
         met = found is not None and (found >= goal if sign == "≥" else found <= goal)
-        rows.append([what, f"{sign} {goal:g}", NONE if found is None else rounded(found), "yes" if met else "**no**"])
+        rows.append(
+            [what, f"{sign} {goal:g}", NONE if found is None else rounded(found), "yes" if met else "**no**"]
+        )
     return table(["", "goal", "measured", "reached"], rows)
 
 
@@ -374,21 +376,36 @@ def reached(results: dict[str, Any]) -> Iterable[tuple[str, str, float, float | 
     for kind, aims in (("NumPy", (4, 3.5, 1.45)), ("Numba", (7, 4.5, 1.45))):
         for work, goal in zip(SIZES, aims, strict=False):
             contender = f"{PLAIN}, {kind} programs"
-            yield f"{work}, plain ops through {kind}: × PyTorch's best", "≥", goal, faster(work, contender, *PYTORCHS)
+            yield (
+                f"{work}, plain ops through {kind}: × PyTorch's best",
+                "≥",
+                goal,
+                faster(work, contender, *PYTORCHS),
+            )
     yield f"{SIZES[-1]}, plain ops: × PyTorch's best", "≥", 1.7, faster(SIZES[-1], PLAIN, *PYTORCHS)
     for work in ("gru, batch 1, hidden 64, window 20", "lstm2, batch 1, hidden 64, window 20"):
         yield f"{work}, plain ops: × PyTorch's best", "≥", 4, faster(work, PLAIN, *PYTORCHS)
     for work, goal in zip(SIZES, (0.5, 0.35, 0.75, 0.75), strict=True):
-        times = [window[work]["rows"][f"tapegrad built-in, {policy}"]["ms"] for policy in ("current", "recorded")]
+        times = [
+            window[work]["rows"][f"tapegrad built-in, {policy}"]["ms"] for policy in ("current", "recorded")
+        ]
         yield f"{work}: speed of `recorded` over `current`", "≥", goal, times[0] / times[1]
-    for work, goal in (("chunks of 35, batch 32, hidden 256", 1.0), ("chunks of 50, batch 1, hidden 128", 1.3)):
+    for work, goal in (
+        ("chunks of 35, batch 32, hidden 256", 1.0),
+        ("chunks of 50, batch 1, hidden 128", 1.3),
+    ):
         row = chunk[work]["rows"]["tapegrad, lstm_sequence"]["faster_than"]
         yield f"{work}, `lstm_sequence`: × nn.LSTM", "≥", goal, row["PyTorch"]["median"]
     mlp = results["mlp"]["compiled_over"]
     yield "an MLP's step of SGD, compiled: × PyTorch", "≥", 2.5, 1 / mlp["PyTorch"]["median"]
     yield "the same: time over NumPy by hand", "≤", 1.7, mlp["by hand"]["median"]
     scalars = [found["over_compiled"] for name, found in results["scalar"].items() if name != "arrays"]
-    yield "10,000 scalar ops, compiled: × XAD, the least of three", "≥", 25, min(f["XAD"]["median"] for f in scalars)
+    yield (
+        "10,000 scalar ops, compiled: × XAD, the least of three",
+        "≥",
+        25,
+        min(f["XAD"]["median"] for f in scalars),
+    )
     yield "the same: × PyTorch", "≥", 250, min(f["PyTorch"]["median"] for f in scalars)
     learners = results["time_to_bits"]["learners"]
     ours = min(found["ms_a_sweep"] for name, found in learners.items() if name.startswith("tapegrad"))

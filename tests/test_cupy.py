@@ -693,6 +693,20 @@ def test_a_plain_tape_moves():
     np.testing.assert_array_equal(here(v.grad), [2.0, 4.0])
 
 
+def test_one_optimizer_updates_parameters_on_both_sides():
+    found = []
+    for move in (there, lambda x: x):
+        v, w = tg.Variable(np.ones(3)), tg.Variable(move(np.ones(2)))
+        optimizer = tg.optim.Adam([v, w], 0.1)
+        for _ in range(3):
+            v.grad, w.grad = np.arange(3.0), move(np.arange(2.0))
+            optimizer.step()
+        assert optimizer.steps == 3
+        found.append([here(v.value), here(w.value)])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
 def test_averages_follow_their_parameters():
     model = tg.nn.Linear(2, 1, dtype=np.float64, rng=0)
     optimizer = tg.optim.Adam(model.parameters(), 0.1)

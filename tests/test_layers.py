@@ -59,7 +59,8 @@ def files():
     sources = {path: path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")}
     kernels = pathlib.Path(tapegrad.kernels.__file__).parent
     sources |= {
-        path: pathlib.Path("kernels") / path.relative_to(kernels).with_suffix("") for path in kernels.rglob("*.py")
+        path: pathlib.Path("kernels") / path.relative_to(kernels).with_suffix("")
+        for path in kernels.rglob("*.py")
     }
     return {
         path: ".".join(p for p in name.parts if p != "__init__" or len(name.parts) == 1)

@@ -28,6 +28,11 @@ def on_device(value: Any) -> bool:
     return cupy is not None and isinstance(value, cupy.ndarray)
 
 
+def in_use() -> bool:
+    """Whether anybody has imported CuPy. Else there is no array of it, and no need to look."""
+    return "cupy" in sys.modules
+
+
 def device_of(array: Any) -> str:
     """The place of an array, as `tg.asarray` takes it: "cpu", "cuda:0"."""
     return f"cuda:{array.device.id}" if on_device(array) else "cpu"
@@ -122,6 +127,8 @@ def zeros_for(v: Any) -> Any:
 
 def module_beside(*arrays: Any) -> Any:
     """The library that makes arrays where `arrays` are: one on a device decides."""
+    if not in_use():
+        return np
     return next((sys.modules["cupy"] for array in arrays if on_device(array)), np)
 
 

@@ -52,29 +52,31 @@ class Adjoints:
         """
         sums, owned, kept, in_place = self.sums, self.owned, self.kept, not self.record
         held_by, take = sums.get, sums.pop
-        for entry in entries:
-            ct = take(entry[OUT], None)
-            if ct is None:
-                continue
-            if kept and entry[OUT] in kept:
-                kept[entry[OUT]] = ct
-            try:
-                contributions = entry[0].pull(entry, ct)
-            except TypeError:
+        entry: Any = None
+        ct = None
+        try:
+            for entry in entries:
+                ct = take(entry[OUT], None)
+                if ct is None:
+                    continue
+                if kept and entry[OUT] in kept:
+                    kept[entry[OUT]] = ct
+                for slot, contribution in entry[0].pull(entry, ct):
+                    # `add`, written out: a call for each contribution would cost a tenth of the sweep.
+                    held = held_by(slot)
+                    if held is None:
+                        sums[slot] = contribution
+                    elif slot in owned:
+                        held += contribution
+                        sums[slot] = held
+                    else:
+                        sums[slot] = held + contribution
+                        if in_place:
+                            owned.add(slot)
+        except TypeError:
+            if entry is not None and hasattr(entry[0], "residuals"):
                 refuse_to_mix(f"backward of {entry[0].name}", {"ct": ct, **entry[0].residuals(entry)})
-                raise
-            for slot, contribution in contributions:
-                # `add`, written out: a call for each contribution would cost a tenth of the sweep.
-                held = held_by(slot)
-                if held is None:
-                    sums[slot] = contribution
-                elif slot in owned:
-                    held += contribution
-                    sums[slot] = held
-                else:
-                    sums[slot] = held + contribution
-                    if in_place:
-                        owned.add(slot)
+            raise
 
     def deliver(self) -> None:
         """Add the adjoints of the leaves to their `.grad`."""

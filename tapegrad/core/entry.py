@@ -48,10 +48,11 @@ class Bundle:
     def filled(self, outputs: Sequence[tuple[Shape, Any]]) -> list[Any]:
         """Every part, zeros where nothing came."""
         parts = self.parts
-        if len(parts) == len(outputs):
-            return [parts[i] for i in range(len(outputs))]
-        beside = next(flat(parts.values()), None)
-        return [parts[i] if i in parts else zeros_beside(beside, *o) for i, o in enumerate(outputs)]
+        return [parts[i] if i in parts else self.nothing(*o) for i, o in enumerate(outputs)]
+
+    def nothing(self, shape: Shape, dtype: Any) -> Any:
+        """Zeros where the parts are."""
+        return zeros_beside(next(flat(self.parts.values()), None), shape, dtype)
 
 
 class Item:

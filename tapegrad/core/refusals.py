@@ -79,7 +79,7 @@ def refuse_other_operators(value: np.ndarray[Any, Any], op: str, argument: str) 
 
 def refuse_moved_leaf(name: str | None, array: Any, ct: Any) -> None:
     """Raise if the gradient `ct` of a leaf lies on another device than its value `array`."""
-    if type(ct) is not type(array) and on_device(ct) != on_device(array):
+    if on_device(ct) != on_device(array):
         raise DeviceError(
             f"backward: {name or 'a leaf'} was moved since it was recorded.\n"
             f"  its value: {placed(array)}      its gradient: {placed(ct)}\n"

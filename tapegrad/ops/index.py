@@ -270,7 +270,7 @@ def require_indices(indices: Any, length: int, op: str, argument: str) -> None:
         raise DtypeError(f"{op}: `{argument}` must be integers, and {describe(array)} came.")
     if array.size and not on_device(array) and (array.min() < 0 or array.max() >= length):
         worst = int(array.min() if array.min() < 0 else array.max())
-        raise ArgumentError(
+        raise OutOfRangeError(
             f"{op}: `{argument}` must be in 0 … {length - 1}, and {worst} came.\n"
             f"  {argument}: {describe(array)}. Check the vocabulary or the number of classes."
         )

@@ -21,6 +21,8 @@ from ..errors import ArgumentError, NonFiniteError, ShapeError, describe
 from ..kernels import choice
 from ..types import Array, Shape
 
+HOST: set[type] = {np.ndarray}
+
 
 class Optimizer:
     """Updates `params`, each a Parameter (or any leaf Variable), from their `.grad`.
@@ -58,6 +60,7 @@ class Optimizer:
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
         self.steps = 0
         self._verdict: Verdict | None = None  # of the gradients on a device
+        self._kinds: set[type] = HOST  # the libraries whose arrays the gradients of the last step were
         # The array that each parameter was given last, and the one before: see `room`.
         self._arrays: list[tuple[Array | None, Array | None]] = [(None, None) for _ in self.params]
 
@@ -73,20 +76,24 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter. Raises NonFiniteError, and changes nothing, if a gradient is NaN or infinite."""
         live = [(i, p, p.grad) for i, p in enumerate(self.params) if p.grad is not None]
-        if any(type(grad) is not np.ndarray and on_device(grad) for _, _, grad in live):
-            self._step_on_device(live)
-            return
-        for i, p, grad in live:
+        kinds = {type(grad) for _, _, grad in live}
+        if kinds != self._kinds:  # the parameters have been moved
+            self._kinds = kinds
+            for i, p in enumerate(self.params):
+                self._bring_state(i, p)
+        there = [] if kinds == HOST else [each for each in live if on_device(each[2])]
+        here = [each for each in live if not on_device(each[2])] if there else live
+        for i, p, grad in here:
             require_finite(grad, f"{type(self).__name__}.step", p.name or f"params[{i}]")
-        made = []
-        for i, p, grad in live:
+        made = self._tried_on_device(there) if there else []
+        for i, p, grad in here:
             new = self.room(i, p)
-            self.update(new, p._array, grad, self._state_beside(i, p))
+            self.update(new, p._array, grad, self.state[i])
             made.append((i, p, new))
         self.take(made)
 
-    def _step_on_device(self, live: list[tuple[int, Variable, Any]]) -> None:
-        """A step that is taken only if all gradients are finite, which the host does not wait to learn."""
+    def _tried_on_device(self, live: list[tuple[int, Variable, Any]]) -> list[tuple[int, Variable, Any]]:
+        """New values that are the old ones unless all gradients are finite, which the host does not wait to learn."""
         self._raise_if_refused()
         grads = [grad for _, _, grad in live]
         finite = functools.reduce(operator.and_, [np.isfinite(grad).all() for grad in grads])
@@ -95,7 +102,7 @@ class Optimizer:
         self._verdict.note(finite)
         made, refused = [], ~finite
         for i, p, grad in live:
-            state = self._state_beside(i, p)
+            state = self.state[i]
             tried = {name: average.copy() for name, average in state.items()}
             new = module_beside(grad).empty(p.shape, p.dtype)
             self.update(new, p._array, grad, tried)
@@ -106,15 +113,13 @@ class Optimizer:
                     np.copyto(average, 0 if before is None else before, where=refused)
             self.state[i] = tried
             made.append((i, p, new))
-        self.take(made)
+        return made
 
-    def _state_beside(self, i: int, p: Variable) -> dict[str, Any]:
-        """The averages of the `i`th parameter, where that is; steps are counted on the host."""
-        state, kind = self.state[i], type(p._array)
-        for name, average in state.items():
-            if type(average) is not kind and name != "steps":
-                state[name] = moved(average, device_of(p._array))
-        return state
+    def _bring_state(self, i: int, p: Variable) -> None:
+        """Move the averages of the `i`th parameter to where that is; steps are counted on the host."""
+        for name, average in self.state[i].items():
+            if name != "steps":
+                self.state[i][name] = moved(average, device_of(p._array))
 
     def _raise_if_refused(self) -> None:
         """Raise NonFiniteError if the host knows by now of a step that was not taken."""
@@ -136,6 +141,7 @@ class Optimizer:
             for name, average in state.items():
                 if name != "steps":
                     state[name] = moved(average, device)
+        self._kinds = set()
         self._arrays = [(None, None) for _ in self.params]
         return self
 
@@ -189,6 +195,7 @@ class Optimizer:
                     )
                 on = self.params[int(index)]._array
                 state[int(index)][name] = array if name == "steps" else moved(array, device_of(on))
+        self._kinds = set()
         self.state, self.steps, self.lr = state, int(saved["steps"]), float(saved["lr"])
 
 

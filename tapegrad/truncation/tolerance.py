@@ -10,7 +10,6 @@ from ..core.schedule import Schedule, as_schedule
 from ..errors import ArgumentError
 from .real_time import RealTime
 
-
 LOOKED_AT = 10  # joints over which the decline is measured
 
 
