@@ -179,6 +179,8 @@ CHECKS = {"recorded": check_recorded, "constant": check_constant, "refused": che
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_every_array_function_is_recorded_constant_or_refused_whatever_is_a_variable(name):
     function = FUNCTIONS[name]
+    if name == "i0":
+        pytest.importorskip("scipy", reason="its derivative is SciPy's i1")
     if name.startswith(("char.", "polynomial.", "strings.")):  # there if something has imported those modules
         with pytest.raises(tg.UnsupportedError, match=f"numpy.{name} is not recorded"):
             tg.Variable(A).__array_function__(function, (tg.Variable,), (), {})

@@ -1,5 +1,7 @@
 """Windows that are run again with today's weights."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -153,6 +155,8 @@ def test_every_registered_op_can_be_run_again():
     for p in REGISTRY.values():
         if not (p.body.__module__ or "").startswith("tapegrad."):
             continue  # an op of another test
+        if p.body.__module__ in ("tapegrad.ops.bessel", "tapegrad.ops.special") and not find_spec("scipy"):
+            continue
         for case in p.cases or ():
             if p.variadic or any(not isinstance(shape, tuple) for shape in case.inputs):
                 continue
