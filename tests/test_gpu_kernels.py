@@ -699,7 +699,7 @@ def test_every_kernel_in_numbas_simulator():
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     found = subprocess.run(
         [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-ra", __file__],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTEST_ADDOPTS": ""},
         cwd=pathlib.Path(__file__).parent,
         capture_output=True,
         text=True,
