@@ -235,6 +235,14 @@ def scalar_arrays(results: dict[str, Any]) -> str:
     return table(["ops", "elements", "instructions, µs", "NumPy, µs", "NumPy over instructions"], rows)
 
 
+def convolve(results: dict[str, Any]) -> str:
+    rows = [
+        [work, rounded(found["ms"]["tapegrad"]), rounded(found["ms"].get("PyTorch", math.nan)), ratio(found["over"].get("PyTorch"))]
+        for work, found in results.items()
+    ]  # fmt: skip
+    return table(["forward and backward, ms", "tapegrad", "PyTorch", "time over PyTorch"], rows)
+
+
 def stream(results: dict[str, Any]) -> str:
     keys = ["median_us", "p99_9_us", "worst_us", "mean_us"]
     rows = [
@@ -430,6 +438,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[[dict[str, Any]], str]]]
     "chunk_numpy": ("chunk_numpy", ways),
     "per_op": ("per_op", per_op),
     "outer_product": ("outer_product", outer_product),
+    "convolve": ("convolve", convolve),
     "import_time": ("import_time", import_time),
     "mlp": ("mlp", mlp),
     "scalar": ("scalar", scalar),

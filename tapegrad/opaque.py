@@ -90,9 +90,10 @@ def checkpoint(f: Function) -> Function:
         h = tg.checkpoint(block)(x)          # inside a recording; also in the segments of a CapacitorTape
 
     `f` takes and returns nests of arrays, and may read Variables and parameters from outside: it is run
-    again with the values that they had. It must do the same when it is run again (draw random masks outside, and
-    pass them; pass a loop's variables, too: a lambda would see the newest) and change nothing. Keeps its arguments. Costs one more forward run for each sweep, and memory
-    for one run while it lasts. Outside any recording it is `f`.
+    again with the values that they had. It must do the same when it is run again, and change nothing: draw random
+    masks outside, and pass them; pass a loop's variables, too, for a lambda would see the newest. Keeps its
+    arguments. Costs one more forward run for each sweep, and memory for one run while it lasts. Outside any
+    recording it is `f`.
 
     In a CapacitorTape it is run again with the weights that its policy says, today's for "current".
     """
