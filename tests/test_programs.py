@@ -1378,6 +1378,36 @@ def test_the_programs_go_everywhere():
         assert sum(p.joint == joint for p in programs) >= 8
 
 
+def test_a_loss_that_waits_for_another_part_has_the_adjoint_that_this_sweep_gives_it():
+    """Value 0 was swept as a loss of its own by the first part, and still waits for the second."""
+    program = Program(
+        seed=None,
+        schedules=[("sliding", 3, 1), ("burn-in", 2, 2)],
+        weights="recorded",
+        joint="half",
+        guard=False,
+        leaves=[[0.5], [0.5], [1.5, 2.0]],
+        inexact=True,
+        steps=[
+            ("begin", "with"),
+            ("op", "negative", ("leaf", 0)),
+            ("backward", [0], [None], []),
+            ("op", "negative", ("value", 0)),
+            ("stop",),
+            ("record", 1, "subtract", ("value", 2), ("value", 3)),
+            ("backward", [0], [None], [2]),
+            ("begin", "with"),
+            ("op", "tanh", ("leaf", 2)),
+            ("op", "sum", ("leaf", 1)),
+            ("stop",),
+            ("backward", [3], [None], []),
+        ],
+        compile="numpy",
+        sightings=1,
+    )
+    assert failure(program) is None, failure(program)
+
+
 @pytest.mark.parametrize("chunk", range(TESTS))
 def test_random_programs_do_what_a_history_that_forgets_nothing_says(chunk):
     check(range(chunk * PROGRAMS_PER_TEST, (chunk + 1) * PROGRAMS_PER_TEST))

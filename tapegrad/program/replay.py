@@ -226,7 +226,7 @@ class Replays:
         window = [segment for segment in window if segment.index >= joints.last]
         if not joints.all_collected or any(len(s.spans) != 1 or s.guarded for s in window):
             return False
-        handed_in = {loss.slot for segment in window for loss in segment.losses}
+        handed_in = {loss.slot for segment in window for loss in segment.losses if loss.seeds(clocks)}
         if any(segment.holds(slot) for slot in sweep.kept if slot not in handed_in for segment in window):
             return False  # somebody asks for an adjoint inside
         full = [segment for segment in window if segment.entries]
