@@ -1,14 +1,16 @@
 """Which kernel runs: NumPy's (`cpu.py`), or Numba's (`compiled.py`) where it is installed and faster.
 
 The choice depends on nothing but dtypes, strides and sizes, by limits that were measured (`bench/kernels.py`),
-so that a program computes the same bits each time it runs. Arrays of CuPy go to `cpu.py`, which computes with
-CuPy's functions then. The environment variable TAPEGRAD_KERNELS, or
-`use`, says "numpy" to have NumPy's throughout, "numba" to insist that Numba is there; "auto" is the default.
+so that a program computes the same bits each time it runs. Arrays of CuPy go to Numba's kernels for a GPU
+(`gpu_choice.py`) where they can be launched, else to `cpu.py`, which computes with CuPy's functions then. The
+environment variable TAPEGRAD_KERNELS, or `use`, says "numpy" to have NumPy's and CuPy's throughout, "numba" to
+insist that Numba is there; "auto" is the default.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -81,6 +83,16 @@ def in_order(array: Array, dtype: Any) -> Array:
     return cpu.module_of(array).ascontiguousarray(array, dtype)
 
 
+def beside(array: Array, *others: Array) -> Any:
+    """What computes with an array that is not NumPy's: `gpu_choice` if its kernels take it and `others`, else `cpu`."""
+    cupy = sys.modules.get("cupy")
+    if MODE == "numpy" or cupy is None or not isinstance(array, cupy.ndarray):
+        return cpu
+    from . import gpu_choice  # here: it imports Numba's compiler for GPUs
+
+    return gpu_choice if gpu_choice.serves(array, *others) else cpu
+
+
 # -- the LSTM ------------------------------------------------------------------------------------------
 
 
@@ -106,10 +118,12 @@ def lstm_step_in_one_call(
 
 def lstm_step(x: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Array) -> tuple[Array, ...]:
     """`cpu.lstm_step`, for shapes that fit."""
+    if type(c) is not ndarray:
+        return beside(c, x, h, w_x, w_h, b).lstm_step(x, h, c, w_x, w_h, b)
     gates, from_h = x @ w_x, h @ w_h
     dtype = c.dtype
     alike = gates.dtype is from_h.dtype is dtype is b.dtype
-    finish = LSTM_GATES[dtype] if alike and type(gates) is ndarray else None
+    finish = LSTM_GATES[dtype] if alike else None
     if finish is None:
         return cpu.lstm_step(x, h, c, w_x, w_h, b)
     h_next, c_next, tanh_c = empty(c.shape, dtype), empty(c.shape, dtype), empty(c.shape, dtype)
@@ -121,8 +135,10 @@ def lstm_step_pullback(
     ct_h: Array, ct_c: Array, c: Array, gates: Array, tanh_c: Array
 ) -> tuple[Array, Array]:
     """`cpu.lstm_step_pullback`."""
+    if type(gates) is not ndarray:
+        return beside(gates).lstm_step_pullback(ct_h, ct_c, c, gates, tanh_c)
     dtype = gates.dtype
-    kernel = LSTM_PULLBACK[dtype] if type(gates) is ndarray else None
+    kernel = LSTM_PULLBACK[dtype]
     if kernel is None:
         return cpu.lstm_step_pullback(ct_h, ct_c, c, gates, tanh_c)
     ct_z, ct_c_in = empty(gates.shape, dtype), empty(c.shape, dtype)
@@ -141,10 +157,10 @@ def lstm_sequence(xs: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Arra
     if whole is not None:
         whole(w_h, b, gates, hs, cs, tanh_cs)
     else:
-        finish = (LSTM_GATES[dtype] if type(h) is ndarray else None) or cpu.lstm_gates
+        finish = (LSTM_GATES[dtype] or cpu.lstm_gates) if type(h) is ndarray else beside(h).lstm_gates
         from_h = room((len(h), b.size), h)
         for t in range(steps):
-            np.matmul(hs[t], w_h, out=from_h)
+            cpu.product(hs[t], w_h, from_h)
             finish(from_h, b, cs[t], gates[t], hs[t + 1], cs[t + 1], tanh_cs[t])
     return hs[1:], hs[-1].copy(), cs[-1].copy(), hs[:-1], cs[:-1], gates, tanh_cs
 
@@ -159,7 +175,9 @@ def lstm_sequence_pullback(
     if whole is not None:
         whole(in_order(ct_hs, dtype), c_before, gates, tanh_cs, in_order(w_h, dtype), ct_z, ct_h, ct_c)
         return ct_z, ct_h, ct_c
-    kernel = LSTM_PULLBACK[dtype] if type(gates) is ndarray else None
+    # Kernels write where they are told, NumPy's and CuPy's functions into arrays of their own.
+    there = None if type(gates) is ndarray else getattr(beside(gates), "lstm_pullback_into", None)
+    kernel = LSTM_PULLBACK[dtype] if type(gates) is ndarray else there
     back = cpu.transposed_products(w_h, len(ct_h))
     for t in range(len(gates) - 1, -1, -1):
         ct_h += ct_hs[t]
@@ -194,10 +212,12 @@ def gru_step_in_one_call(
 
 def gru_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Array) -> tuple[Array, ...]:
     """`cpu.gru_step`, for shapes that fit."""
+    if type(h) is not ndarray:
+        return beside(h, x, w_x, w_h, b, b_h).gru_step(x, h, w_x, w_h, b, b_h)
     gates, from_h = x @ w_x, h @ w_h
     dtype = h.dtype
     alike = gates.dtype is from_h.dtype is dtype is b.dtype is b_h.dtype
-    finish = GRU_GATES[dtype] if alike and type(gates) is ndarray else None
+    finish = GRU_GATES[dtype] if alike else None
     if finish is None:
         return cpu.gru_step(x, h, w_x, w_h, b, b_h)
     h_next, inner = empty(h.shape, dtype), empty(h.shape, dtype)
@@ -207,8 +227,10 @@ def gru_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Array) -
 
 def gru_step_pullback(ct: Array, h: Array, gates: Array, inner: Array) -> tuple[Array, Array, Array]:
     """`cpu.gru_step_pullback`."""
+    if type(gates) is not ndarray:
+        return beside(gates).gru_step_pullback(ct, h, gates, inner)
     dtype = gates.dtype
-    kernel = GRU_PULLBACK[dtype] if type(gates) is ndarray else None
+    kernel = GRU_PULLBACK[dtype]
     if kernel is None:
         return cpu.gru_step_pullback(ct, h, gates, inner)
     ct_x, ct_h, through_z = empty(gates.shape, dtype), empty(gates.shape, dtype), empty(h.shape, dtype)
@@ -227,9 +249,9 @@ def gru_sequence(xs: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Arr
     if whole is not None:
         whole(w_h, b, b_h, gates, hs, inner, from_h[0])
     else:
-        finish = (GRU_GATES[dtype] if type(h) is ndarray else None) or cpu.gru_gates
+        finish = (GRU_GATES[dtype] or cpu.gru_gates) if type(h) is ndarray else beside(h).gru_gates
         for t in range(steps):
-            np.matmul(hs[t], w_h, out=from_h)
+            cpu.product(hs[t], w_h, from_h)
             finish(from_h, b, b_h, hs[t], gates[t], inner[t], hs[t + 1])
     return hs[1:], hs[-1].copy(), hs[:-1], gates, inner
 
@@ -273,9 +295,11 @@ def rnn_step_in_one_call(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -
 
 def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
     """`cpu.rnn_step`, for shapes that fit."""
+    if type(h) is not ndarray:
+        return beside(h, x, w_x, w_h, b).rnn_step(x, h, w_x, w_h, b)
     h_next, from_h = x @ w_x, h @ w_h
     dtype = h_next.dtype
-    finish = RNN_GATES[dtype] if from_h.dtype is dtype is b.dtype and type(h_next) is ndarray else None
+    finish = RNN_GATES[dtype] if from_h.dtype is dtype is b.dtype else None
     if finish is None:
         return cpu.rnn_step(x, h, w_x, w_h, b)
     finish(from_h, in_order(b, dtype), h_next)
@@ -284,8 +308,10 @@ def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
 
 def rnn_step_pullback(ct: Array, y: Array) -> Array:
     """`cpu.rnn_step_pullback`."""
+    if type(y) is not ndarray:
+        return beside(y).rnn_step_pullback(ct, y)
     dtype = y.dtype
-    kernel = RNN_PULLBACK[dtype] if y.size >= MANY and type(y) is ndarray else None
+    kernel = RNN_PULLBACK[dtype] if y.size >= MANY else None
     if kernel is None:
         return cpu.rnn_step_pullback(ct, y)
     ct_z = empty(y.shape, dtype)
@@ -303,10 +329,10 @@ def rnn_sequence(xs: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> tuple
     if whole is not None:
         whole(w_h, b, hs)
     else:
-        finish = (RNN_GATES[dtype] if type(h) is ndarray else None) or cpu.rnn_gates
+        finish = (RNN_GATES[dtype] or cpu.rnn_gates) if type(h) is ndarray else beside(h).rnn_gates
         from_h = room(h.shape, h)
         for t in range(steps):
-            np.matmul(hs[t], w_h, out=from_h)
+            cpu.product(hs[t], w_h, from_h)
             finish(from_h, b, hs[t + 1])
     return hs[1:], hs[-1].copy(), hs[:-1]
 
@@ -353,7 +379,7 @@ def begun_with(state: Array, steps: int) -> Array:
 def all_products(xs: Array, w: Array, out: Array = None) -> Array:
     """x w of every step in one product. Shapes: (steps, batch, n_in), (n_in, m) -> (steps, batch, m)."""
     out = room((*xs.shape[:2], w.shape[1]), xs) if out is None else out
-    np.matmul(xs.reshape(-1, xs.shape[2]), w, out=out.reshape(-1, w.shape[1]))
+    cpu.product(xs.reshape(-1, xs.shape[2]), w, out.reshape(-1, w.shape[1]))
     return out
 
 
@@ -363,8 +389,13 @@ def all_products(xs: Array, w: Array, out: Array = None) -> Array:
 def softmax_cross_entropy_in_one_call(logits: Array, labels: Array) -> tuple[Array, Array] | None:
     """`cpu.softmax_cross_entropy`; None without a kernel, and for shapes or labels that do not fit."""
     dtype, shape = logits.dtype, logits.shape
-    kernel = CROSS_ENTROPY[dtype] if type(logits) is ndarray else None
-    if kernel is None or labels.shape != shape[:-1] or labels.dtype.kind not in "iu" or not logits.size:
+    if labels.shape != shape[:-1] or labels.dtype.kind not in "iu" or not logits.size:
+        return None
+    if type(logits) is not ndarray:
+        where = beside(logits)
+        return None if where is cpu else where.softmax_cross_entropy(logits, labels)
+    kernel = CROSS_ENTROPY[dtype]
+    if kernel is None:
         return None
     probabilities = empty(shape, dtype)
     if len(shape) == 2 and labels.dtype is INT64 and labels.flags.c_contiguous and logits.flags.c_contiguous:
@@ -377,8 +408,10 @@ def softmax_cross_entropy_in_one_call(logits: Array, labels: Array) -> tuple[Arr
 
 def softmax_cross_entropy_pullback(ct: Array, labels: Array, probabilities: Array) -> Array:
     """`cpu.softmax_cross_entropy_pullback`."""
+    if type(probabilities) is not ndarray:
+        return beside(probabilities).softmax_cross_entropy_pullback(ct, labels, probabilities)
     dtype = probabilities.dtype
-    kernel = CROSS_ENTROPY_PULLBACK[dtype] if type(probabilities) is ndarray else None
+    kernel = CROSS_ENTROPY_PULLBACK[dtype]
     if kernel is None:
         return cpu.softmax_cross_entropy_pullback(ct, labels, probabilities)
     ct_logits, classes = empty(probabilities.shape, dtype), probabilities.shape[-1]
@@ -389,8 +422,10 @@ def softmax_cross_entropy_pullback(ct: Array, labels: Array, probabilities: Arra
 
 def embedding_gradient(ct: Array, indices: Array, count: int) -> Array:
     """`cpu.embedding_gradient`."""
+    if type(ct) is not ndarray:
+        return beside(ct).embedding_gradient(ct, indices, count)
     dtype = ct.dtype
-    kernel = EMBEDDING_GRADIENT[dtype] if type(ct) is ndarray else None
+    kernel = EMBEDDING_GRADIENT[dtype]
     if kernel is not None:
         gradient = np.zeros((count, ct.shape[1]), dtype)
         if kernel(in_order(ct, dtype), in_order(indices, INT64), gradient):

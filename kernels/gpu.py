@@ -1,4 +1,5 @@
 """Kernels on a GPU, in Numba CUDA: what stands between the matrix products (`gpu_recurrent.py`), and behind them.
+The optimizers are `gpu_optimizers.py`'s.
 
 `cpu.py`'s functions by the same names, in arrays that the caller made: the sources in the same order, then what is
 written. Numbers that a caller would pass (learning rates, the step's count, limits) lie in device memory, since a
@@ -18,6 +19,13 @@ from typing import Any
 import numpy as np
 
 from .gpu_launch import InTurn, Kernel, cuda, device, kernel
+from .gpu_optimizers import adam as adam
+from .gpu_optimizers import adam_rates as adam_rates
+from .gpu_optimizers import approve as approve
+from .gpu_optimizers import disapprove as disapprove
+from .gpu_optimizers import finite as finite
+from .gpu_optimizers import momentum as momentum
+from .gpu_optimizers import sgd as sgd
 from .gpu_recurrent import gru_gates as gru_gates
 from .gpu_recurrent import gru_step_pullback as gru_step_pullback
 from .gpu_recurrent import lstm_gates as lstm_gates
@@ -204,27 +212,7 @@ embedding_gradient_in_order = InTurn(
 )
 
 
-# -- whether to step, and how far ----------------------------------------------------------------------
-
-
-@kernel("(1)i", each="1")
-def approve(verdict: Array) -> None:
-    """1: nothing has been found against a step."""
-    if cuda.grid(1) == 0:
-        verdict[0] = 1
-
-
-@kernel("(size) (1)i", each="size")
-def disapprove(grad: Array, verdict: Array) -> None:
-    """0 if an element is NaN or infinite; else as it was. Whoever writes writes the same."""
-    for j in range(cuda.grid(1), grad.size, cuda.gridsize(1)):
-        if not math.isfinite(grad[j]):
-            verdict[0] = 0
-
-
-finite = InTurn(
-    "finite(grad, verdict)", approve, disapprove, doc="`cpu.finite`: 1, or 0 if an element is not."
-)
+# -- norms ---------------------------------------------------------------------------------------------
 
 
 def parts(size: int) -> int:
@@ -232,17 +220,19 @@ def parts(size: int) -> int:
     return max(1, min(-(-size // 4096), 1024))
 
 
-@kernel("(size) (parts)d", block="parts", across="size")
-def squares(grad: Array, partial: Array) -> None:
+@kernel("(size)* (parts)d", block="parts", across="size")
+def squares(grads: Array, partial: Array) -> None:
     """The sums of squares of the elements, parted among `partial`, in float64, where float32's do not overflow."""
     space = cuda.shared.array(0, DOUBLE)
     count, t, threads = partial.size, cuda.threadIdx.x, cuda.blockDim.x
     # By `partial`, not by the grid: so the sums are the same however many blocks share them.
     for part in range(cuda.blockIdx.x, count, cuda.gridDim.x):
         total = np.float64(0)
-        for j in range(part * threads + t, grad.size, count * threads):
-            g = np.float64(grad[j])
-            total += g * g
+        for k in range(len(grads)):
+            grad = grads[k]
+            for j in range(part * threads + t, grad.size, count * threads):
+                g = np.float64(grad[j])
+                total += g * g
         total = block_sum(total, space)
         if t == 0:
             partial[part] = total
@@ -268,92 +258,31 @@ def clip_factor(squared: Array, limit: Array, factor: Array) -> None:
         factor[0] = limit[0] / norm if norm > limit[0] and math.isfinite(norm) else np.float64(1)
 
 
-@kernel("(size) (1)", each="size")
-def scale(grad: Array, factor: Array) -> None:
+@kernel("(size)* (1)", each="arrays, size")
+def scale(grads: Array, factor: Array) -> None:
     """grad = factor grad."""
     by = factor[0]
     if by != type(by)(1):
-        for j in range(cuda.grid(1), grad.size, cuda.gridsize(1)):
-            grad[j] *= by
+        for k in range(cuda.blockIdx.y, len(grads), cuda.gridDim.y):
+            grad = grads[k]
+            for j in range(cuda.grid(1), grad.size, cuda.gridsize(1)):
+                grad[j] *= by
 
 
 squared_norm = InTurn(
-    "squared_norm(grad, partial, squared)",
+    "squared_norm(grads, partial, squared)",
     squares,
     added,
-    doc="`cpu.squared_norm`; `partial` is work space of `parts` sums.",
+    doc="`cpu.squared_norm` of all gradients together; `partial` is work space of `parts` sums.",
 )
 clip_by_norm = InTurn(
-    "clip_by_norm(grad, partial, squared, limit, factor)",
+    "clip_by_norm(grads, partial, squared, limit, factor)",
     squares,
     added,
     clip_factor,
     scale,
-    doc="scales `grad` so that its norm is at most `limit`.",
+    doc="scales `grads` so that their joint norm is at most `limit`.",
 )
-
-
-# -- optimizers, on one flat buffer: reference.sgd, momentum, adam -------------------------------------
-#
-# `new` may be `value`. With a verdict of 0 it becomes `value`, and nothing else changes.
-
-
-@kernel("(size) (size) (size) (1) (1)i", each="size")
-def sgd(value: Array, grad: Array, new: Array, rates: Array, verdict: Array) -> None:
-    """`cpu.sgd`. rates = [lr]."""
-    lr, agreed = rates[0], verdict[0] != 0
-    for j in range(cuda.grid(1), value.size, cuda.gridsize(1)):
-        new[j] = value[j] - lr * grad[j] if agreed else value[j]
-
-
-@kernel("(size) (size) (size) (size) (2) (1)i", each="size")
-def momentum(value: Array, grad: Array, velocity: Array, new: Array, rates: Array, verdict: Array) -> None:
-    """`cpu.momentum`. rates = [lr, mu]."""
-    lr, mu, agreed = rates[0], rates[1], verdict[0] != 0
-    for j in range(cuda.grid(1), value.size, cuda.gridsize(1)):
-        if agreed:
-            v = mu * velocity[j] + grad[j]
-            velocity[j] = v
-            new[j] = value[j] - lr * v
-        else:
-            new[j] = value[j]
-
-
-@kernel("(4)d (1)i (1)i (7)", each="1")
-def adam_rates(settings: Array, verdict: Array, steps: Array, rates: Array) -> None:
-    """Counts a step, and what `adam` needs of [lr, beta1, beta2, eps] at it, corrections for the start included.
-
-    rates = [lr / (1 - beta1^t), beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 / √(1 - beta2^t)]: computed once, in
-    float64, since 1 - beta2 in float32 would keep four digits, and each element would pay for two powers.
-    """
-    if cuda.grid(1) == 0 and verdict[0] != 0:
-        steps[0] += 1
-        t = np.float64(steps[0])
-        lr, beta1, beta2, eps = settings[0], settings[1], settings[2], settings[3]
-        one = np.float64(1)
-        rates[0] = lr / (one - math.pow(beta1, t))
-        rates[1], rates[2], rates[3], rates[4], rates[5] = beta1, one - beta1, beta2, one - beta2, eps
-        rates[6] = one / math.sqrt(one - math.pow(beta2, t))
-
-
-@kernel("(size) (size) (size) (size) (size) (7) (1)i", each="size")
-def adam(
-    value: Array, grad: Array, mean: Array, square: Array, new: Array, rates: Array, verdict: Array
-) -> None:
-    """`cpu.adam`. `rates` are `adam_rates`'."""
-    rate, beta1, rest1, beta2, rest2, eps, unbias = (
-        rates[0], rates[1], rates[2], rates[3], rates[4], rates[5], rates[6],
-    )  # fmt: skip
-    agreed = verdict[0] != 0
-    for j in range(cuda.grid(1), value.size, cuda.gridsize(1)):
-        if agreed:
-            g = grad[j]
-            m = beta1 * mean[j] + rest1 * g
-            s = beta2 * square[j] + rest2 * (g * g)
-            mean[j], square[j] = m, s
-            new[j] = value[j] - rate * (m / (math.sqrt(s) * unbias + eps))
-        else:
-            new[j] = value[j]
 
 
 KERNELS = {name: made for name, made in list(globals().items()) if isinstance(made, Kernel)}

@@ -84,6 +84,9 @@ def kernel(shapes: str, each: str = "", block: str = "", across: str = "") -> Ca
     one for all), or of int64 (i) or float64 (d). A thread for `each` element of the named sizes, at most two, the
     last along x; or a block for each of the size `block`, its threads `across` another, with eight bytes of
     shared memory a thread.
+
+    A shape with a star, "(size)*", is that of each array in a list. All lists are of one length, called `arrays`; a
+    size that is only of listed arrays counts as their largest.
     """
     return lambda function: Kernel(function, shapes, each, block, across)
 
@@ -98,6 +101,7 @@ class Kernel:
             ([re.fullmatch(r"(\d*)(\w*)", axis.strip()).groups() for axis in axes.split(",")], letter)  # type: ignore[union-attr]
             for axes, letter in re.findall(r"\(([^)]*)\)(\w?)", shapes)
         ]
+        self.listed = [bool(star) for star in re.findall(r"\)\w?(\*?)", shapes)]
         assert len(self.shapes) == len(self.arguments), self.__name__
         self.block, self.per = block, [block, across] if block else each.split(", ")
 
@@ -114,15 +118,22 @@ class Kernel:
         if len(arrays) != len(self.arguments):
             raise TypeError(f"{self.__name__}: takes {', '.join(self.arguments)}; {len(arrays)} arrays came.")
         taken = [wrapped(array, self.__name__) for array in arrays]
+        configuration = self.configuration(taken)
+        if configuration is None:
+            return Launches([])
+        if not SIMULATED:
+            self.dispatcher.compile(tuple(map(type_of, taken)))
+        blocks, threads, shared = configuration
+        return Launches([(configured(self.dispatcher, (blocks, threads, on(stream), shared)), taken)])
+
+    def configuration(self, taken: list[Array]) -> tuple[tuple[int, int], int, int] | None:
+        """Blocks, threads in each, and bytes that these share; None where there is nothing to do. Checks the arrays."""
         sizes, together = self.sizes(taken), bool(self.block)
         rows, columns = [1, *(sizes[name] for name in self.per)][-2:]
         if not rows * columns and not together:  # CUDA refuses an empty grid; but even no rows have a sum
-            return Launches([])
+            return None
         blocks, threads = grid(rows, columns, together)
-        if not SIMULATED:
-            self.dispatcher.compile(tuple(array._numba_type_ for array in taken))
-        configuration = (blocks, threads, on(stream), DOUBLE_BYTES * threads if together else 0)
-        return Launches([(configured(self.dispatcher, configuration), taken)])
+        return blocks, threads, DOUBLE_BYTES * threads if together else 0
 
     @cached_property
     def dispatcher(self) -> Any:
@@ -131,32 +142,50 @@ class Kernel:
     def sizes(self, taken: list[Array]) -> dict[str, int]:
         """What each named size is. Kernels check no bounds: an array too short here would be memory overwritten."""
         sizes, real = {"1": 1}, None
-        for name, (axes, letter), array in zip(self.arguments, self.shapes, taken, strict=True):
-            shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-            words = f"{dtype} {shape}"
-            if not letter and real is None and dtype in REALS:
-                real = dtype
-            if dtype != (OTHERS[letter] if letter else real):
-                kind = OTHERS[letter] if letter else real or "float32 or float64"
-                raise TypeError(f"{self.__name__}: `{name}` must be {kind}, and {words} came.")
-            fits = len(shape) == len(axes)
-            for (times, of), size in zip(axes, shape, strict=False):
-                factor = int(times or 1)
-                of_one, rest = divmod(size, factor)
-                fits = fits and rest == 0 and of_one == sizes.setdefault(of or "1", of_one)
-            if not fits:
-                wanted = ", ".join(times + of for times, of in axes)
-                known = ", ".join(f"{of} = {size}" for of, size in sizes.items() if of != "1")
-                raise ValueError(f"{self.__name__}: `{name}` must be ({wanted}), and {words} came. {known}")
+        for name, (axes, letter), listed, given in zip(
+            self.arguments, self.shapes, self.listed, taken, strict=True
+        ):
+            if listed and len(given) != sizes.setdefault("arrays", len(given)):
+                raise ValueError(
+                    f"{self.__name__}: `{name}` must be {sizes['arrays']} arrays, and {len(given)} came."
+                )
+            for k, array in enumerate(given if listed else [given]):
+                shape, dtype, mark = tuple(array.shape), np.dtype(array.dtype), f"[{k}]" if listed else ""
+                words = f"{dtype} {shape}"
+                if not letter and real is None and dtype in REALS:
+                    real = dtype
+                if dtype != (OTHERS[letter] if letter else real):
+                    kind = OTHERS[letter] if letter else real or "float32 or float64"
+                    raise TypeError(f"{self.__name__}: `{name}{mark}` must be {kind}, and {words} came.")
+                fits = len(shape) == len(axes)
+                for (times, of), size in zip(axes, shape, strict=False):
+                    factor = int(times or 1)
+                    of_one, rest = divmod(size, factor)
+                    fits = fits and rest == 0 and of_one == sizes.setdefault(of + mark if of else "1", of_one)
+                if not fits:
+                    wanted = ", ".join(times + of for times, of in axes)
+                    known = ", ".join(f"{of} = {size}" for of, size in sizes.items() if of != "1")
+                    raise ValueError(
+                        f"{self.__name__}: `{name}{mark}` must be ({wanted}), and {words} came. {known}"
+                    )
+        for of in self.per:
+            sizes.setdefault(
+                of, max((n for name, n in sizes.items() if name.startswith(f"{of}[")), default=0)
+            )
         return sizes
 
-    def signature(self, dtype: Any, layout: str = "C") -> tuple[Any, ...]:
-        """The arguments' types in Numba, for kernels of `dtype`: to compile without arrays. Layout "A" has strides."""
+    def signature(self, dtype: Any, layout: str = "C", arrays: int = 1) -> tuple[Any, ...]:
+        """The arguments' types in Numba, for kernels of `dtype`: to compile without arrays. Layout "A" has strides.
+        Lists have `arrays` elements."""
         from numba import from_dtype, types
 
-        return tuple(
+        made = (
             types.Array(from_dtype(np.dtype(OTHERS.get(letter, dtype))), len(axes), layout)
             for axes, letter in self.shapes
+        )
+        return tuple(
+            types.UniTuple(array, arrays) if listed else array
+            for array, listed in zip(made, self.listed, strict=True)
         )
 
 
@@ -209,11 +238,22 @@ def require_numba(name: str) -> None:
 
 
 def wrapped(array: Array, name: str) -> Array:
-    """`array` as Numba launches the kernel `name` with it."""
+    """`array`, or a list of some as a tuple, as Numba launches the kernel `name` with it."""
     require_numba(name)
+    if isinstance(array, list | tuple):
+        return tuple(wrapped(each, name) for each in array)
     # CuPy's are wrapped without waiting for their stream, which Numba would do each time, and may not in a capture.
     # NumPy's are for the simulator alone: elsewhere Numba would copy them to the device and back at every launch.
     return array if SIMULATED or hasattr(array, "copy_to_host") else cuda.as_cuda_array(array, sync=False)
+
+
+def type_of(array: Array) -> Any:
+    """The type in Numba of a wrapped array, or of a tuple of some."""
+    if not isinstance(array, tuple):
+        return array._numba_type_
+    from numba import types
+
+    return types.BaseTuple.from_types([type_of(each) for each in array])
 
 
 def on(stream: int) -> Any:

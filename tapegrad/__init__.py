@@ -36,6 +36,8 @@ from .core.variable import Variable as Variable
 from .core.variable import constant as constant
 from .core.walk import Step as Step
 from .errors import ArgumentError as ArgumentError
+from .errors import CaptureError as CaptureError
+from .errors import CaptureError as CaptureError
 from .errors import DeviceError as DeviceError
 from .errors import DtypeError as DtypeError
 from .errors import EvictedError as EvictedError
@@ -71,6 +73,7 @@ if _TYPE_CHECKING:  # what is imported late, for those who read types
     from .opaque import custom_vjp as custom_vjp
     from .ops.transfer import asarray as asarray
     from .program.function import compile as compile
+    from .program.graph import capture as capture
     from .program.warm import warmup as warmup
     from .transforms import grad as grad
     from .transforms import hessian as hessian
@@ -99,6 +102,7 @@ _LATE = {
     "opaque": "checkpoint custom_vjp",
     "ops.transfer": "asarray",
     "program.function": "compile",
+    "program.graph": "capture",
     "program.warm": "warmup",
     "transforms": "grad hessian hvp jacobian jvp linearize value_and_grad vjp",
     "truncation": "Adaptive BurnIn ClipJoint RandomJoint Randomized RealTime Tolerance",

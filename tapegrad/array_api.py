@@ -21,7 +21,7 @@ from .ops.elementwise import positive
 from .ops.exchange import VERSIONS
 from .ops.names import PUBLIC, function_at, words
 from .ops.protocols import bare
-from .ops.ranges import full_like
+from .ops.ranges import full_like as filled
 from .ops.transfer import asarray as to_device
 
 __array_api_version__ = VERSIONS[-1]
@@ -89,17 +89,24 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
 def astype(x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
     """`x` in another dtype. Integers and booleans made of a Variable are a plain array: constants by nature."""
     if not isinstance(x, Variable):
-        return np.astype(x, dtype, copy=copy)
+        return places.asarray(x.astype(dtype, copy=copy), device=device)
     if np.dtype(dtype).kind in "iub":
-        return x._array.astype(dtype)
-    return x if not copy and np.dtype(dtype) == x.dtype else cast(x, dtype)
+        return places.asarray(x._array.astype(dtype), device=device)
+    return to_device(x if not copy and np.dtype(dtype) == x.dtype else cast(x, dtype), device=device)
 
 
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Any:
     """An array filled with one value, which may be a Variable."""
     if isinstance(fill_value, Variable):
-        return full_like(np.empty((), dtype or fill_value.dtype), fill_value, shape)
+        like = np.empty((), dtype or fill_value.dtype)
+        return filled(like, to_device(fill_value, device=device), shape)
     return places.asarray(np.full(shape, fill_value, dtype), device=device)
+
+
+def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Any:
+    """An array of the shape of `x` filled with one value, which may be a Variable; where `x` lies, if nothing is said."""
+    device = x.device if device is None else device
+    return full(x.shape, fill_value, dtype=dtype or x.dtype, device=device)
 
 
 def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:

@@ -100,7 +100,7 @@ def cache() -> Findings:
     """Where compiled programs are kept."""
     if installed("numba") is None:
         return
-    from .program.emit_numba import cache_folder
+    from .kernels.cache import cache_folder
 
     folder = cache_folder()
     try:
@@ -219,6 +219,54 @@ def device(cupy: Any) -> Finding:
     return Finding("device", found, "" if free > 2**28 else "Its memory is full: end other programs on it.")
 
 
+# -- sweeps on the GPU -----------------------------------------------------------------------------
+
+
+SIZES = ((256, 1), (256, 64), (1024, 1), (1024, 64))  # units and batches that are shown
+WINDOWS = (5, 20, 50)
+
+
+def sweeps() -> Findings:
+    """Which way a window of an LSTM, units x batch, is swept in a CUDA graph, and by whose figures."""
+    from .kernels.cuda import model, source
+    from .kernels.cuda.costs import ESTIMATES
+
+    here = source.available()
+    costs, gpu = model.these_costs(), model.this_gpu()
+    measure = "`python -m tapegrad doctor --calibrate` measures"
+    if not here:
+        by = "by estimates for an H100: no GPU is here"
+    elif costs == ESTIMATES:
+        by = f"by estimates for an H100: {gpu.name} has not been calibrated; {measure}"
+    else:
+        by = f"by what was measured on {gpu.name}"
+    asked = "" if model.WAY == "auto" else f"; but {model.WAY!r} is asked for, wherever it fits"
+    yield Finding("choice of sweeps", by + asked)
+    for hidden, batch in SIZES:
+        quickest = [min(model.table("lstm", hidden, batch, window, costs, True, gpu)) for window in WINDOWS]
+        # What estimates say in microseconds is nobody's time.
+        times = [f"{way}, {cost:.0f} µs" if costs != ESTIMATES else way for cost, way in quickest]
+        found = "; ".join(f"window {window}: {text}" for window, text in zip(WINDOWS, times, strict=True))
+        yield Finding(f"lstm {hidden} x {batch}", found)
+
+
+def calibration() -> Findings:
+    """Measures the GPU, and says what came out."""
+    from .kernels.cuda import calibrate
+
+    try:
+        costs, path = calibrate.calibrate()
+    except Exception as error:  # CuPy, the driver and the disk have many kinds
+        found, *fix = str(error).split("\n")
+        yield Finding(
+            "calibration", found, " ".join(fix).strip() or "Calibrate on an idle GPU that CuPy can use."
+        )
+        return
+    yield Finding("calibration", f"written to {path}")
+    for line in calibrate.described(costs):
+        yield Finding("measured", line)
+
+
 # -- self-tests ------------------------------------------------------------------------------------
 
 
@@ -283,6 +331,7 @@ EXAMINATIONS: Sequence[Callable[[], Findings]] = (
     cache,
     cupy_packages,
     gpu,
+    sweeps,
 )
 
 
@@ -297,8 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tapegrad doctor", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--json", action="store_true", help="for programs: a list of what, found, fix")
     parser.add_argument("--no-self-test", action="store_true", help="look only, compute nothing")
+    parser.add_argument("--calibrate", action="store_true", help="first measure the GPU: ten seconds, once")
     options = parser.parse_args(arguments)
-    findings = examine(not options.no_self_test)
+    findings = [*(calibration() if options.calibrate else ()), *examine(not options.no_self_test)]
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:

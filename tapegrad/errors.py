@@ -51,6 +51,10 @@ class EvictedError(RecordingError):
     """A value whose segment has left the window."""
 
 
+class CaptureError(TapegradError, RuntimeError):
+    """Something in a step that a CUDA graph cannot repeat."""
+
+
 class NonFiniteError(TapegradError, FloatingPointError):
     """A NaN or an infinity where it would have spoilt the weights."""
 

@@ -9,15 +9,12 @@ precision; nothing of the pullbacks is used.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend.device import on_device
 from .core.capacitor import CapacitorTape
 from .core.entry import DTYPE, ITEM, OUT, SHAPE, Bundle, Entry
 from .core.replay import Inputs, Leaf, Rerun
@@ -26,9 +23,9 @@ from .core.sweep import Joints, in_step
 from .core.tape import Tape
 from .core.variable import Variable
 from .core.window import Clock, Span, WindowSegment
-from .errors import ArgumentError, DtypeError, GradientError, UnsupportedError, describe
-from .ops.reduce import sum as total
-from .transforms import grad
+from .errors import ArgumentError, DtypeError, GradientError, describe
+from .places import of_ones_own, op_name, place_name, places, put_at, scale_of, value_at, wide
+from .second_order import SecondOrder
 from .types import Array
 
 
@@ -114,7 +111,7 @@ def check_gradients(
     if order == 2:
         worst = SecondOrder(
             f, [wide(v._array) for v in leaves], eps, tolerance or 1e-6, directions, seed
-        ).check(check)
+        ).check(check.window, check.given)
         return GradientReport(report.sweeps, report.leaves, max(report.worst, worst))
     return report
 
@@ -494,162 +491,6 @@ class Check:
         return {a: read(slots.get(a, 0), noted) for a, noted in inputs.arguments.items()}
 
 
-class SecondOrder:
-    """The derivative of a function's gradient along a random direction, compared with differences of that gradient."""
-
-    def __init__(
-        self,
-        f: Callable[..., Any],
-        args: Sequence[Array],
-        eps: float,
-        limit: float,
-        directions: int,
-        seed: int,
-    ) -> None:
-        self.args, self.eps, self.limit, self.directions = list(args), eps, limit, directions
-        self.rng = np.random.default_rng(seed)
-        along = [self.rng.standard_normal(a.shape) for a in args]
-        gradient = grad(f, tuple(range(len(args))))
-
-        def slope(*xs: Any) -> Any:
-            return reduce(operator.add, [total(g * d) for g, d in zip(gradient(*xs), along, strict=True)])
-
-        self.slope = slope
-
-    def check(self, first: Check) -> float:
-        """The worst relative difference. Raises GradientError; `first` is the check of the first order, which passed."""
-        i, gradient, error = max(self.errors(), key=operator.itemgetter(2))
-        if error > self.limit:
-            raise GradientError(self.explained(i, gradient, error, first))
-        return error
-
-    def errors(self) -> list[tuple[int, Array, float]]:
-        """For each argument and direction: position, the derivative that is checked, relative difference."""
-        found = grad(self.slope, tuple(range(len(self.args))))(*self.args)
-        errors = []
-        for i, gradient in enumerate(found):
-            for _ in range(self.directions):
-                d = self.rng.standard_normal(gradient.shape) * scale_of(self.args[i])
-                along = float(np.sum(gradient * d))
-                error = self.error(along, *self.difference(i, d))
-                if error > self.limit:  # maybe the step is too long for a gradient so curved
-                    error = min(error, self.error(along, *self.difference(i, d, self.eps / 8)))
-                errors.append((i, gradient, error))
-        return errors
-
-    def difference(self, i: int, d: Array, eps: float | None = None) -> tuple[float, float]:
-        """The central difference when argument `i` moves along `d`, and what of it may be rounding."""
-        eps, ends = eps or self.eps, []
-        for step in (eps, -eps):
-            moved = [a + step * d if i == j else a for j, a in enumerate(self.args)]
-            with np.errstate(all="ignore"):
-                ends.append(float(self.slope(*moved)))
-        if not np.isfinite(ends).all():
-            raise GradientError(
-                f"check_gradients: a difference of gradients for argument {i} is not finite ({ends[0]:g} - {ends[1]:g}).\n"
-                f"  A step of eps = {self.eps:g} leaves the domain of an op, or values overflow. Try a smaller eps."
-            )
-        noise = 50 * np.finfo(np.float64).eps * max(map(abs, ends)) / eps
-        return (ends[0] - ends[1]) / (2 * eps), noise
-
-    def error(self, found: float, expected: float, noise: float) -> float:
-        """How far apart, relative to their size, beyond what rounding explains."""
-        if not np.isfinite(found):
-            return float("inf")
-        return max(abs(found - expected) - noise, 0.0) / max(abs(found), abs(expected), 1e-4)
-
-    def explained(self, i: int, gradient: Array, error: float, first: Check) -> str:
-        lines = [
-            f"check_gradients: the gradient is right, and the derivative of the gradient for argument {i} is not what "
-            f"differences say: relative difference {error:.1e}."
-        ]
-        if gradient.size <= 2000:
-            units = np.eye(gradient.size).reshape(-1, *gradient.shape)
-            scale = scale_of(self.args[i])
-            moved = np.array([self.difference(i, unit * scale)[0] for unit in units])
-            differences = moved.reshape(gradient.shape) / scale
-            worst = np.unravel_index(np.argmax(np.abs(differences - gradient)), gradient.shape)
-            where = tuple(int(k) for k in worst)
-            lines.append(
-                f"worst element {where}: found {gradient[worst]:.8g}, difference {differences[worst]:.8g}."
-            )
-        lines.append(self.blame(first))
-        return "\n  ".join(lines)
-
-    def blame(self, first: Check) -> str:
-        """The op that is wrong in second order by itself, if there is one."""
-        for segment in first.window:
-            for entry, inputs in zip(segment.entries, segment.inputs, strict=True):
-                if entry[0] is ITEM:
-                    continue
-                p, given, live = entry[0].primitive, first.given(entry, inputs), places(entry)
-
-                def alone(
-                    *xs: Any, p: Any = p, given: Any = given, live: Any = live, inputs: Any = inputs
-                ) -> Any:
-                    for place, x in zip(live, xs, strict=True):
-                        given = put_at(given, place, x)
-                    y = p.function(*given.values(), **of_ones_own(inputs.statics))
-                    return reduce(operator.add, [total(v * v) for v in (y if isinstance(y, tuple) else (y,))])
-
-                of_op = SecondOrder(alone, [value_at(given, place) for place in live], self.eps, 1e-3, 1, 0)
-                try:
-                    wrong = max(error for _, _, error in of_op.errors()) > of_op.limit
-                except GradientError:  # its domain ends here
-                    continue
-                if wrong:
-                    return (
-                        f"likely cause: a rule of `{op_name(entry, inputs)}` is no derivative that can be differentiated: it must be made "
-                        f"of ops, of its residuals as they come (no .value); or its input is at a kink."
-                    )
-        return (
-            "every op is right by itself in second order: an input lies near a kink, tg.stop_gradient holds something still "
-            "that differences move, or eps does not fit."
-        )
-
-
-# Where an op was given a value that is differentiated: its argument, and the position in one that is a sequence.
-Place = tuple[str, int | None]
-
-
-def places(entry: Entry) -> list[Place]:
-    """The places of what `entry` differentiates, in the order in which a pull returns its contributions."""
-    slots = entry[0].input_slots(entry)
-    found: list[Place] = []
-    for a in entry[0].live:
-        if isinstance(slots[a], tuple):
-            found += [(a, i) for i, slot in enumerate(slots[a]) if slot]
-        else:
-            found.append((a, None))
-    return found
-
-
-def value_at(given: dict[str, Any], place: Place) -> Any:
-    a, i = place
-    return given[a] if i is None else given[a][i]
-
-
-def put_at(given: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
-    """`given` with `value` at `place`."""
-    a, i = place
-    return {**given, a: value if i is None else (*given[a][:i], value, *given[a][i + 1 :])}
-
-
-def place_name(place: Place) -> str:
-    a, i = place
-    return a if i is None else f"{a}[{i}]"
-
-
-def op_name(entry: Entry, inputs: Inputs) -> str:
-    """The op in the words of a message: of a function that was recorded as one op, that function."""
-    return repr(inputs.statics["call"]) if "call" in inputs.statics else str(entry[0].name)
-
-
-def of_ones_own(statics: dict[str, Any]) -> dict[str, Any]:
-    """`statics` to run an op again: a call of a function notes what it finds, and the recorded one is to stay as it is."""
-    return {**statics, "call": copy.copy(statics["call"])} if "call" in statics else statics
-
-
 class Differences:
     """Directional differences, added over passes."""
 
@@ -687,23 +528,6 @@ def leaves_read(window: Sequence[WindowSegment]) -> dict[int, Variable]:
             for noted in inputs.arguments.values() if inputs is not None else ():
                 look(noted)
     return found
-
-
-def wide(value: Any) -> Any:
-    """`value` in float64, if it is floating point; integers and masks as they are."""
-    if on_device(value):
-        raise UnsupportedError(
-            "check_gradients: it computes in float64 on the host, and an array of a device came.\n"
-            '  Check a copy of the model there: copy.deepcopy(model).to("cpu").'
-        )
-    kind = getattr(getattr(value, "dtype", None), "kind", "")
-    return np.asarray(value, np.float64) if kind == "f" or isinstance(value, float) else value
-
-
-def scale_of(array: Array) -> Array:
-    """The size of each element: how far a step of 1 moves it."""
-    size = np.abs(wide(array))
-    return np.asarray(np.where(size > 0, size, 1.0))
 
 
 def all_double(window: Sequence[WindowSegment]) -> bool:

@@ -30,6 +30,21 @@ def leaves(nest: Any, path: Path = "") -> Iterator[tuple[Path, Any]]:
         yield path, nest
 
 
+def flat(nest: Any) -> list[Any]:
+    """The leaves of `nest`."""
+    if isinstance(nest, dict):
+        nest = nest.values()
+    elif not isinstance(nest, (tuple, list)):
+        return [] if nest is None else [nest]
+    found: list[Any] = []
+    for item in nest:
+        if isinstance(item, (dict, tuple, list)):
+            found += flat(item)
+        elif item is not None:
+            found.append(item)
+    return found
+
+
 def rebuilt(nest: Any, values: Iterable[Any]) -> Any:
     """A nest of the same form, with `values` in the order of its leaves."""
     at = iter(values)

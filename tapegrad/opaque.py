@@ -41,6 +41,9 @@ class Call:
         self.arrays = [leaf for _, leaf in nest.leaves(given) if nest.differentiable(leaf)]
         self.form = with_holes(given)
         self.shapes: list[Any] | None = None
+        self.first: Sequence[Any] | None = (
+            None  # what it returned when it was recorded, until the op takes it
+        )
 
     def __repr__(self) -> str:
         return f"{self.name}({getattr(self.f, '__name__', 'f')})"
@@ -62,6 +65,17 @@ class Call:
             )
         self.shapes = shapes
         return found
+
+    def forward(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs. The first call has just been made; weights="replay" makes others."""
+        if self.first is None:
+            return self.again(arrays)
+        first, self.first = self.first, None
+        return tuple(first)
+
+    def again(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs of another call."""
+        raise NotImplementedError
 
 
 def kept(leaf: Any) -> Any:
@@ -151,18 +165,13 @@ class Reads:
 
 
 class Recomputed(Call):
-    """A call of a checkpointed function. `free`: what it read from outside, as slots and Variables; `first`: what it returned."""
+    """A call of a checkpointed function. `free`: what it read from outside, as slots and Variables."""
 
     free: Sequence[tuple[int, weakref.ref[Variable]]] = ()
-    first: Sequence[Any] | None = None
 
-    def forward(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """The outputs. The first call has just been made; weights="replay" makes others."""
-        if self.first is not None:
-            first, self.first = self.first, None
-            return tuple(first)
+    def again(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs of another call, watched as the first was: there a transform returns Variables."""
         count = len(arrays) - len(self.free)
-        # Watched, as at first: there a transform returns Variables.
         with alone(Reads()), rebound(self.free, arrays[count:]):
             return tuple(v._array for v in self.outputs(self.run(map(unseen, arrays[:count]))))
 
@@ -293,7 +302,6 @@ class WithPullback(Call):
     """A call of a function with a pullback of its own; `residuals` are what its forward function left for it."""
 
     residuals: Any = None
-    first: Sequence[Any] | None = None
     y: Any = Hole  # the form of the value
 
     def __init__(self, name: str, forward: Function, backward: Function, args: Sequence[Any]) -> None:
@@ -310,11 +318,8 @@ class WithPullback(Call):
         y, self.residuals = pair
         return y
 
-    def forward(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """The outputs. The first call has just been made; weights="replay" makes others."""
-        if self.first is not None:
-            first, self.first = self.first, None
-            return tuple(first)
+    def again(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs of another call."""
         with alone():
             y = self.value_of(map(constant, arrays))
         return tuple(nest.array_of(leaf) for _, leaf in nest.leaves(y) if nest.differentiable(leaf))

@@ -10,15 +10,42 @@ numbers and new memory. Names and keywords that CuPy 14 does not have are not he
             float(x[0])
         assert waits == ["float"]
 
-What it cannot tell: anything of speed, of streams, of memory, or of how CuPy's kernels round.
+Every new array lies in memory of the current allocator (`strict_cuda`). While the current stream captures nothing is
+written: what would have been done is noted, and `graph.launch()` does it with what lies in the same memory then.
+Kernels in CUDA C++ are functions in `KERNELS`, and a library's calls go through `enqueue`.
+
+What it cannot tell: anything of speed, of streams that run at once, of memory that CuPy takes for its own use within
+a call (sums, sorts, sorted indices), or of how CuPy's kernels round.
 """
 
 import contextlib
+import functools
+import importlib.util
+import operator
+import pathlib
 import sys
 import types
 import warnings
 
 import numpy as np
+
+
+def beside(name):
+    """A module that lies beside this file."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+strict_cuda = beside("strict_cuda")
+cuda, Event, Graph, State, Stream = (
+    getattr(strict_cuda, name) for name in ("cuda", "Event", "Graph", "State", "Stream")
+)
+enqueue, library, memory_at, quiet, waits, watched = (
+    getattr(strict_cuda, name) for name in ("enqueue", "library", "memory_at", "quiet", "waits", "watched")
+)
 
 # -- what CuPy 14.2 does not have --------------------------------------------------------------------------
 
@@ -83,44 +110,10 @@ CREATES = frozenset(["arange", "array", "asarray", "asanyarray", "ascontiguousar
 FROM_HOST = frozenset(["array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"])
 # What reads elements on the host: its result's shape, or whether to raise, depends on them.
 WAITS = frozenset(["argwhere", "array2string", "array_repr", "array_str", "average", "bincount", "choose", "compress", "delete", "extract", "flatnonzero", "histogram", "histogram2d", "histogramdd", "intersect1d", "nonzero", "percentile", "quantile", "save", "savetxt", "savez", "setdiff1d", "setxor1d", "trim_zeros", "union1d", "unique", "unique_all", "unique_counts", "unique_inverse", "unique_values"])  # fmt: skip
+# What writes to its first argument.
+WRITES = frozenset(["copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask"])
 # What calls a library that CuPy does not let a stream capture.
 LIBRARIES = frozenset(["dot", "einsum", "inner", "kron", "matmul", "outer", "tensordot", "vdot"])
-
-
-# -- watching ------------------------------------------------------------------------------------------------
-
-
-class State:
-    """What is going on: who watches, and whether a stream captures."""
-
-    watchers: list = []
-    capturing = False
-
-
-def waits(what):
-    """Note that the host waits for the device, which a capture forbids."""
-    if State.capturing:
-        raise RuntimeError(f"{what}: operation not permitted when stream is capturing")
-    for events in State.watchers:
-        events.append(what)
-
-
-def library(what):
-    if State.capturing:
-        raise NotImplementedError(
-            f"{what}: calling this library's API during stream capture is currently unsupported"
-        )
-
-
-@contextlib.contextmanager
-def watched():
-    """A list that grows by the name of every wait for the device, implicit or asked for."""
-    events = []
-    State.watchers.append(events)
-    try:
-        yield events
-    finally:
-        State.watchers[:] = [other for other in State.watchers if other is not events]
 
 
 # -- arrays --------------------------------------------------------------------------------------------------
@@ -129,12 +122,10 @@ def watched():
 class Flags:
     """The layout; nothing says whether an array may be written to."""
 
-    def __init__(self, flags):
-        self.c_contiguous, self.f_contiguous, self.owndata = (
-            flags.c_contiguous,
-            flags.f_contiguous,
-            flags.owndata,
-        )
+    def __init__(self, array):
+        flags = array._host.flags
+        self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
+        self.owndata = array.base is None
 
     def __setattr__(self, name, value):
         if name not in ("c_contiguous", "f_contiguous", "owndata") or name in self.__dict__:
@@ -145,13 +136,16 @@ class Flags:
 class ndarray:
     """An array on the device."""
 
-    __slots__ = ("__weakref__", "_host", "base")
+    __slots__ = ("__weakref__", "_host", "_mem", "base")
     __array_priority__ = 100
     __hash__ = None
 
-    def __init__(self, shape=(), dtype=float, order="C"):
-        allocate()
-        self._host, self.base = np.empty(shape, dtype, order), None
+    def __init__(self, shape=(), dtype=float, memptr=None, strides=None, order="C"):
+        like = np.empty(shape, dtype, order)
+        if memptr is None:
+            memptr = strict_cuda.alloc(like.nbytes)
+        self._host = strict_cuda.array_at(memptr, like.shape, like.dtype, strides or like.strides)
+        self._mem, self.base = memptr.mem, None
 
     # what does not look at elements
 
@@ -162,12 +156,17 @@ class ndarray:
     nbytes = property(lambda self: self._host.nbytes)
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
-    flags = property(lambda self: Flags(self._host.flags))
+    flags = property(Flags)
     device = property(lambda self: cuda.Device(0))
-    T = property(lambda self: wrapped(self._host.T, self))
-    mT = property(lambda self: wrapped(self._host.mT, self))
-    real = property(lambda self: wrapped(self._host.real, self))
-    imag = property(lambda self: wrapped(self._host.imag, self))
+    T = property(lambda self: view(self._host.T, self))
+    mT = property(lambda self: view(self._host.mT, self))
+    real = property(lambda self: view(self._host.real, self))
+    imag = property(lambda self: performed(np.imag, (self._host,), given=(self,)))
+
+    @property
+    def data(self):
+        begin = self._host.__array_interface__["data"][0] if self.size else self._mem.ptr
+        return cuda.MemoryPointer(self._mem, begin - self._mem.ptr)
 
     def __len__(self):
         return len(self._host)
@@ -184,7 +183,8 @@ class ndarray:
             waits("get")
         if out is None:
             return self._host.copy(order=order)
-        out[...] = self._host
+        host = self._host
+        (stream or cuda.get_current_stream()).put(lambda: np.copyto(out, host))
         return out
 
     def item(self):
@@ -228,7 +228,8 @@ class ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if (array.dtype, array.shape) != (self.dtype, self.shape):
             raise ValueError("Shape or dtype mismatch.")
-        self._host[...] = array
+        host, sent = self._host, array.copy()
+        (stream or cuda.get_current_stream()).put(lambda: np.copyto(host, sent))
 
     # NumPy's protocols
 
@@ -260,18 +261,18 @@ class ndarray:
     # reading and writing parts
 
     def __getitem__(self, index):
-        return wrapped(self._host[index_of(index)], self)
+        return performed(part, (self._host, index_of(index)), given=(self,))
 
     def __setitem__(self, index, value):
-        self._host[index_of(index)] = bare(value)
+        change(operator.setitem, self, index_of(index), bare(value))
 
     def scatter_add(self, slices, value):
-        np.add.at(self._host, index_of(slices), bare(value))
+        change(np.add.at, self, index_of(slices), bare(value))
 
     # methods that allocate
 
     def copy(self, order="C"):
-        return wrapped(self._host.copy(order=order))
+        return performed(self._host.copy, (order,))
 
     __copy__ = copy
 
@@ -279,17 +280,19 @@ class ndarray:
         return self.copy()
 
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
-        made = self._host.astype(dtype, order=order, casting=casting or "unsafe", copy=copy)
-        return self if made is self._host else wrapped(made)
+        as_asked = functools.partial(self._host.astype, dtype, order=order, casting=casting or "unsafe")
+        if not copy and as_asked(copy=False) is self._host:
+            return self
+        return performed(as_asked)
 
     def view(self, dtype=None):
-        return wrapped(self._host.view() if dtype is None else self._host.view(dtype), self)
+        return view(self._host.view() if dtype is None else self._host.view(dtype), self)
 
     def fill(self, value):
-        self._host.fill(bare(value))
+        change(np.ndarray.fill, self, bare(value))
 
     def sort(self, axis=-1, kind=None):
-        self._host.sort(axis, kind)
+        change(np.ndarray.sort, self, axis, kind)
 
 
 def restored(host):
@@ -371,14 +374,14 @@ def forwarded(name):
             waits(name)
         if name == "dot":
             library(name)
-        out = kwargs.get("out")
         refuse_keywords(name, kwargs)
-        return answered(getattr(self._host, name)(*bare(args), **bare(kwargs)), (self,), out)
+        method = getattr(self._host, name)
+        return performed(method, bare(args), bare(kwargs), (self,), kwargs.get("out"))
 
     return method
 
 
-def operator(name):
+def binary(name):
     def method(self, other):
         if isinstance(other, (list, tuple)) or not known(other):
             if name == "__matmul__" or hasattr(type(other), "__array_ufunc__"):
@@ -389,13 +392,13 @@ def operator(name):
             if not isinstance(other, ndarray):
                 raise TypeError(f"Unsupported type {type(other)}")
         # A ufunc with an array and a number widens no dtype, and neither does the method.
-        return answered(getattr(self._host, name)(bare(other)), (self,))
+        return performed(getattr(self._host, name), (bare(other),))
 
     return method
 
 
 def unary(name):
-    return lambda self: answered(getattr(self._host, name)(), (self,))
+    return lambda self: performed(getattr(self._host, name))
 
 
 def in_place(name):
@@ -406,8 +409,7 @@ def in_place(name):
                  "ifloordiv": np.floor_divide, "imod": np.remainder, "ipow": np.power, "iand": np.bitwise_and,
                  "ior": np.bitwise_or, "ixor": np.bitwise_xor, "ilshift": np.left_shift,
                  "irshift": np.right_shift}[name]  # fmt: skip
-        ufunc(self._host, bare(other), out=self._host)
-        return self
+        return performed(ufunc, (self._host, bare(other)), {"out": self._host}, out=self)
 
     return method
 
@@ -415,10 +417,10 @@ def in_place(name):
 for _name in (*FORWARDED, *MAY_WAIT):
     setattr(ndarray, _name, forwarded(_name))
 for _name in OPERATORS:
-    setattr(ndarray, f"__{_name}__", operator(f"__{_name}__"))
-    setattr(ndarray, f"__r{_name}__", operator(f"__r{_name}__"))
+    setattr(ndarray, f"__{_name}__", binary(f"__{_name}__"))
+    setattr(ndarray, f"__r{_name}__", binary(f"__r{_name}__"))
 for _name in COMPARISONS:
-    setattr(ndarray, f"__{_name}__", operator(f"__{_name}__"))
+    setattr(ndarray, f"__{_name}__", binary(f"__{_name}__"))
 for _name in UNARY:
     setattr(ndarray, f"__{_name}__", unary(f"__{_name}__"))
 for _name in IN_PLACE:
@@ -447,11 +449,22 @@ def bare(x):
 
 
 def index_of(index):
-    """An index as NumPy takes it; where a mask picks, the host has to know how many."""
-    for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, ndarray) and part.dtype.kind == "b":
-            waits("mask")
+    """An index as NumPy takes it; where a mask picks, the host has to know how many. A list is sent there."""
+    if isinstance(index, tuple):
+        return tuple(map(index_of, index))
+    if isinstance(index, list) and not any(True for _ in arrays_in(index)):
+        index = cupy.asarray(index, dtype=None if index else int)
+    if isinstance(index, ndarray) and index.dtype.kind == "b":
+        waits("mask")
     return bare(index)
+
+
+def part(host, index):
+    """What lies at an index: never NumPy's number, which would be no view."""
+    found = host[index]
+    if isinstance(found, np.ndarray):
+        return found
+    return host[(*index, ...) if isinstance(index, tuple) else (index, ...)]
 
 
 def arrays_in(x):
@@ -463,35 +476,111 @@ def arrays_in(x):
             yield from arrays_in(part)
 
 
-def allocate():
-    if State.capturing:
-        raise MemoryError(
-            "cudaErrorStreamCaptureUnsupported: memory is not allocated while a stream captures"
-        )
-
-
-def wrapped(host, of=None):
-    """`host` as an array on the device: a view of `of` if it shares its memory, else new memory."""
+def view(host, of):
+    """An array whose memory is that of `of`."""
     made = object.__new__(ndarray)
-    made._host = np.asarray(host)
-    if of is not None and np.may_share_memory(made._host, of._host):
-        made.base = of.base if of.base is not None else of
-    else:
-        allocate()
-        made.base = None
-        if not isinstance(host, np.ndarray) or host.base is not None:
-            made._host = np.array(host, order="K")
+    made._host, made._mem, made.base = host, of._mem, of if of.base is None else of.base
     return made
 
 
-def answered(y, given, out=None):
-    """What a function of NumPy returned, with arrays on the device for its arrays and numbers."""
+def unwritten(like):
+    """An array in new memory, as long and wide as `like`, with what lies there already."""
+    made, pointer = object.__new__(ndarray), strict_cuda.alloc(like.nbytes)
+    if not like.flags.c_contiguous:
+        like = np.empty_like(like)  # its strides leave no gaps
+    made._host = strict_cuda.array_at(pointer, like.shape, like.dtype, like.strides)
+    made._mem, made.base = pointer.mem, None
+    return made
+
+
+def performed(f, args=(), kwargs={}, given=(), out=None):  # noqa: B006, read alone
+    """What a function of NumPy returns for the memory of arrays, with arrays of this module for its arrays.
+
+    `given`: the arrays of which it may return views. `out`: the array that it writes to. While a stream captures it
+    is called for the shapes alone, and noted.
+    """
+    nodes = strict_cuda.LOCAL.stream.nodes
+    if nodes is None:
+        y = f(*args, **kwargs)
+        return answered(y, given) if out is None else out
     if out is not None:
+        tried(f, args, {**kwargs, "out": np.empty_like(out._host)})
+        nodes.append(lambda: f(*args, **kwargs))
         return out
-    if isinstance(y, (np.ndarray, np.generic, bool, int, float)):
-        return wrapped(y, next((a for a in given if np.may_share_memory(np.asarray(y), a._host)), None))
+    places = []
+    made = answered(tried(f, args, kwargs), given, places)
+    if any(place is not None for place in places):
+
+        def node():
+            for place, y in zip(places, leaves(f(*args, **kwargs)), strict=True):
+                if place is not None:
+                    np.copyto(place, y)
+
+        nodes.append(node)
+    return made
+
+
+def change(f, target, *args, **kwargs):
+    """Let a function of NumPy write to an array, its first argument."""
+    host, nodes = target._host, strict_cuda.LOCAL.stream.nodes
+    if nodes is None:
+        f(host, *args, **kwargs)
+    else:
+        tried(f, (host.copy(), *args), kwargs)
+        nodes.append(lambda: f(host, *args, **kwargs))
+
+
+def tried(f, args, kwargs):
+    """What `f` returns, for its shapes: elements that are yet to be computed must not matter, indices least of all."""
+    with quiet():
+        try:
+            return f(*args, **kwargs)
+        except (IndexError, ValueError):
+            return f(*zeroed(args), **zeroed(kwargs))
+
+
+def zeroed(x):
+    """`x` with zeros for the whole numbers of its arrays."""
+    if isinstance(x, np.ndarray):
+        return np.zeros_like(x) if x.dtype.kind in "iu" else x
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(zeroed, x))
+    return {k: zeroed(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+NUMBERS = (np.ndarray, np.generic, bool, int, float)
+
+
+def leaves(y):
+    """The arrays and numbers that a function of NumPy returned."""
+    if isinstance(y, NUMBERS):
+        yield y
+    elif isinstance(y, (tuple, list)):
+        for part in y:
+            yield from leaves(part)
+
+
+def answered(y, given, places=None):
+    """What a function of NumPy returned, with arrays on the device for its arrays and numbers.
+
+    `places`, during a capture: a list to be filled with the memory of new arrays, which stays as it is.
+    """
+    if isinstance(y, NUMBERS):
+        y = np.asarray(y)
+        if y.base is not None:
+            for a in given:
+                if np.may_share_memory(y, a._host):
+                    if places is not None:
+                        places.append(None)
+                    return view(y, a)
+        made = unwritten(y)
+        if places is None:
+            np.copyto(made._host, y)
+        else:
+            places.append(made._host)
+        return made
     if isinstance(y, (tuple, list)):
-        parts = [answered(part, given) for part in y]
+        parts = [answered(part, given, places) for part in y]
         return type(y)(*parts) if hasattr(y, "_fields") else type(y)(parts)
     return y
 
@@ -502,8 +591,18 @@ def refuse_keywords(name, kwargs):
         raise TypeError(f"{name}() got an unexpected keyword argument {min(refused)!r}")
 
 
+def quietly(f):
+    def call(*args, **kwargs):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return f(*args, **kwargs)
+
+    return call
+
+
 def function(name, of_numpy):
     """NumPy's function for arrays of this module."""
+    quiet_call = quietly(of_numpy)
 
     def call(*args, **kwargs):
         refuse_keywords(name, kwargs)
@@ -520,19 +619,17 @@ def function(name, of_numpy):
             library(name)
         if name == "repeat" and isinstance((*args, kwargs.get("repeats"))[1], ndarray):
             waits(name)
-        if name == "copyto":
-            of_numpy(*bare(args), **bare(kwargs))
-            return None
+        if name in WRITES:
+            return change(of_numpy, args[0], *bare(args[1:]), **bare(kwargs))
+        if name in ("empty", "empty_like"):
+            return unwritten(of_numpy(*bare(args), **bare(kwargs)))
         if name == "meshgrid":
             kwargs.setdefault("copy", True)
         if name in ("stack", "concatenate", "concat", "hstack", "vstack", "column_stack", "dstack"):
             for part in args[0]:
                 if not isinstance(part, ndarray):
                     raise TypeError("Only cupy arrays can be concatenated")
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            y = of_numpy(*bare(args), **bare(kwargs))
-        return answered(y, given, kwargs.get("out"))
+        return performed(quiet_call, bare(args), bare(kwargs), given, kwargs.get("out"))
 
     call.__name__ = call.__qualname__ = name
     return call
@@ -552,15 +649,17 @@ def made_of(of_numpy, args, kwargs):
     value, *rest = args
     kwargs.pop("blocking", None)
     if isinstance(value, ndarray):
-        made = of_numpy(value._host, *rest, **kwargs)
-        return value if made is value._host else answered(made, (value,))
+        if of_numpy(value._host, *rest, **kwargs) is value._host:
+            return value
+        return performed(of_numpy, (value._host, *rest), kwargs, (value,))
     if any(True for _ in arrays_in(value)):
-        return answered(of_numpy(bare(value), *rest, **kwargs), ())
-    allocate()
+        return performed(of_numpy, (bare(value), *rest), kwargs)
     host = of_numpy(np.asarray(value), *rest, **kwargs)
     if host.dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {host.dtype}")
-    return wrapped(np.array(host))
+    if strict_cuda.LOCAL.stream.nodes is not None:
+        host = host.copy(order="K")  # a graph repeats what was sent
+    return performed(lambda: host)
 
 
 class ufunc:
@@ -577,10 +676,10 @@ class ufunc:
         unknown = kwargs.keys() - {"out", "dtype", "casting", "where"}
         if unknown:
             raise TypeError(f"Wrong arguments {unknown}")
+        if len(args) > self.nin:
+            kwargs, args = {**kwargs, "out": args[self.nin]}, args[: self.nin]
         with np.errstate(all="ignore"):
-            y = self._of_numpy(*bare(args), **bare(kwargs))
-        out = kwargs.get("out") if len(args) <= self.nin else args[self.nin]
-        return answered(y, (), out)
+            return performed(self._of_numpy, bare(args), bare(kwargs), out=kwargs.get("out"))
 
     def __getattr__(self, method):
         if method not in METHODS:
@@ -594,8 +693,10 @@ class ufunc:
                 raise TypeError(f"Unsupported type {type(args[0])}")
             if kwargs.keys() - {"axis", "dtype", "out", "keepdims"}:
                 raise TypeError(f"{method}() got an unexpected keyword argument")
-            y = getattr(self._of_numpy, method)(*bare(args), **bare(kwargs))
-            return None if method == "at" else answered(y, (), kwargs.get("out"))
+            f = getattr(self._of_numpy, method)
+            if method == "at":
+                return change(f, args[0], *bare(args[1:]))
+            return performed(f, bare(args), bare(kwargs), out=kwargs.get("out"))
 
         return call
 
@@ -628,102 +729,99 @@ def for_linalg(call):
     return guarded
 
 
-class Device:
-    def __init__(self, device=None):
-        self.id = 0 if device is None else int(device)
-        if self.id != 0:
-            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+# -- kernels -----------------------------------------------------------------------------------------------------
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def use(self):
-        pass
-
-    def synchronize(self):
-        waits("synchronize")
-
-    def __eq__(self, other):
-        return isinstance(other, Device) and other.id == self.id
-
-    def __hash__(self):
-        return self.id
-
-    def __repr__(self):
-        return f"<CUDA Device {self.id}>"
+# What runs for a kernel of CUDA C++, by its name or the expression that names it: f(grid, block, args, shared_mem),
+# with NumPy's arrays in the memory of the arrays of `args`, and numbers as CuPy hands them over.
+KERNELS = beside("strict_kernels").Kernels()
 
 
-class Graph:
-    def launch(self, stream=None):
-        pass
+def argument(x):
+    """An argument of a kernel, as CuPy hands it over."""
+    if isinstance(x, ndarray):
+        return x._host
+    if isinstance(x, cuda.MemoryPointer):
+        return np.uintp(x.ptr)
+    if x is None or (isinstance(x, np.generic) and x.dtype.char in "?bhilqBHILQefdFD"):
+        return x
+    if isinstance(x, int):  # True is 1 there: 8 bytes, not one
+        return np.int64(x)
+    if isinstance(x, (float, complex)):
+        return np.asarray(x)[()]
+    raise TypeError(f"Unsupported type {type(x)}")
 
 
-class Stream:
-    ptr = 1
+class RawKernel:
+    """A kernel of CUDA C++. Its text is not read: a function of `KERNELS` runs."""
 
-    def __init__(self, null=False, non_blocking=False):
-        self.null = null
+    def __init__(self, code, name, options=(), backend="nvrtc", *, enable_cooperative_groups=False):
+        if type(options) is not tuple:
+            raise TypeError(
+                f"Argument 'options' has incorrect type (expected tuple, got {type(options).__name__})"
+            )
+        self.code, self.name, self.options, self.backend = code, name, options, backend
+        self.enable_cooperative_groups, self._most = enable_cooperative_groups, 48 * 1024
 
-    def __enter__(self):
-        return self
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self._most
 
-    def __exit__(self, *error):
-        pass
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, count):
+        if not 0 <= count <= cuda.runtime.getDeviceProperties(0)["sharedMemPerBlockOptin"]:
+            raise cuda.runtime.CUDARuntimeError(
+                "CUDA_ERROR_INVALID_VALUE: more shared memory than a block may have"
+            )
+        self._most = count
 
-    def begin_capture(self, mode=None):
-        if self.null:
-            raise RuntimeError("the null stream cannot capture")
-        State.capturing = True
-
-    def end_capture(self):
-        State.capturing = False
-        return Graph()
-
-    def is_capturing(self):
-        return State.capturing
-
-    def synchronize(self):
-        waits("synchronize")
-
-    def record(self, event=None):
-        return event or Event()
-
-
-class Event:
-    """A mark in a stream; what was before it is done at once here."""
-
-    done = True
-
-    def __init__(self, block=False, disable_timing=False):
-        pass
-
-    def record(self, stream=None):
-        pass
-
-    def synchronize(self):
-        waits("synchronize")
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        try:
+            run = KERNELS[self.name]
+        except KeyError:
+            raise KeyError(f"nothing runs for the kernel {self.name!r}: add a function to KERNELS") from None
+        for size in (grid, block):
+            if type(size) is not tuple or not 1 <= len(size) <= 3:
+                raise TypeError(f"the sizes of a launch are tuples of one to three numbers, not {size!r}")
+        grid, block = ((*(int(n) for n in size), 1, 1)[:3] for size in (grid, block))
+        if not 1 <= block[0] * block[1] * block[2] <= 1024 or min(grid) < 1 or shared_mem > self._most:
+            raise cuda.runtime.CUDARuntimeError(
+                f"CUDA_ERROR_INVALID_VALUE: {self.name}, grid {grid}, block {block}, shared memory {shared_mem}"
+            )
+        given = tuple(map(argument, args))
+        enqueue(lambda: run(grid, block, given, shared_mem))
 
 
-cuda = types.ModuleType("cupy.cuda")
-vars(cuda).update(
-    is_available=lambda: True,
-    Device=Device,
-    Stream=Stream,
-    Event=Event,
-    get_current_stream=lambda: Stream(null=True),
-)
-cuda.runtime = types.ModuleType("cupy.cuda.runtime")
-cuda.runtime.getDeviceCount = lambda: 1
-cuda.runtime.getDevice = lambda: 0
+class RawModule:
+    """A text of CUDA C++ with kernels."""
+
+    def __init__(
+        self, *, code, options=(), backend="nvrtc", enable_cooperative_groups=False, name_expressions=None
+    ):
+        self.name_expressions = None if name_expressions is None else tuple(name_expressions)
+        self._kernel = functools.partial(
+            RawKernel,
+            code,
+            options=options,
+            backend=backend,
+            enable_cooperative_groups=enable_cooperative_groups,
+        )
+        self._kernel("")  # refuses options that are no tuple
+
+    def get_function(self, name):
+        if "<" in name and name not in (self.name_expressions or ()):
+            raise cuda.runtime.CUDARuntimeError(f"CUDA_ERROR_NOT_FOUND: {name} is not in name_expressions")
+        return self._kernel(name)
+
+
+# -- cupy --------------------------------------------------------------------------------------------------------
 
 cupy = module("cupy", np, LACKS)
 cupy.ndarray, cupy.ufunc, cupy.cuda = ndarray, ufunc, cuda
 ndarray.__module__ = "cupy"  # the package that knows an array's functions
 cupy.__version__ = "14.2.0"
 cupy.asnumpy = lambda a, *args, **kwargs: a.get() if isinstance(a, ndarray) else np.asarray(a)
+cupy.get_default_memory_pool = lambda: strict_cuda.POOL
+cupy.RawKernel, cupy.RawModule = RawKernel, RawModule
 cupy.get_array_module = lambda *arrays: cupy if any(isinstance(a, ndarray) for a in arrays) else np
 cupy.linalg = module("cupy.linalg", np.linalg, LINALG_LACKS)
 for _key, _value in [*vars(cupy.linalg).items()]:
@@ -764,7 +862,7 @@ def special():
 def installed():
     """A scope in which `import cupy` finds this."""
     modules = {
-        "cupy": cupy, "cupy.cuda": cuda, "cupy.linalg": cupy.linalg, "cupyx": cupyx, "cupyx.scipy": cupyx.scipy,
+        "cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.runtime": cuda.runtime, "cupy.linalg": cupy.linalg, "cupyx": cupyx, "cupyx.scipy": cupyx.scipy,
     }  # fmt: skip
     with contextlib.suppress(ImportError):
         modules["cupyx.scipy.special"] = cupyx.scipy.special = special()
@@ -773,7 +871,7 @@ def installed():
     try:
         yield cupy
     finally:
-        State.capturing = False
+        strict_cuda.reset()
         for name, old in before.items():
             if old is None:
                 sys.modules.pop(name, None)

@@ -22,7 +22,7 @@ FIBRES = pathlib.Path(__file__).parent / "fibres"
 LIBC = ctypes.CDLL(None)
 F32, F64 = np.float32, np.float64
 RELATIVE_ERROR = 1e-6
-SOURCES = ("backward.cu", "forward.cu")
+SOURCES = ("backward.cu", "forward.cu", "deposit.cu")
 CELLS = ("lstm", "gru", "rnn")
 BARRIER = re.compile(r"^ +(?:__syncthreads\(\)|barrier\.come\(\)|barrier\.wait\(\));", re.MULTILINE)
 
@@ -140,6 +140,8 @@ class OnGpu(Machine):
 
 def expressions(name):
     structs = [plan.CELLS[cell][0] for cell in CELLS]
+    if name == "deposit.cu":
+        return ["deposit", "by_age"]
     if name == "backward.cu":
         return [
             *(p.expression for p in (*DIVISIONS, *PHASES.values(), *LONG.values())),
@@ -162,32 +164,32 @@ def numbered(text):
     return BARRIER.sub(lambda m: f"if (!(fibres::left_out >> {next(numbers)} & 1)) {m[0].strip()}", text)
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
+def built(folder, name, kernels):
+    """The library that runs `kernels`, the expressions of a source, over fibres."""
     if sys.platform != "linux" or shutil.which("g++") is None:
         pytest.skip("needs g++ on Linux")
+    table = ", ".join(f'{{"{e}", {{by_pointers({e}), arguments({e})}}}}' for e in dict.fromkeys(kernels))
+    path = folder / f"{name[:-3]}.cpp"
+    path.write_text(
+        f"{numbered(on_fibres(name))}\n{(FIBRES / 'launch.h').read_text()}\n"
+        f"namespace fibres {{\nconst std::map<std::string, Kernel> kernels = {{{table}}};\n}}\n"
+    )
+    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-fno-gnu-unique", "-w",
+               "-o", path.with_suffix(".so"), path]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(path.with_suffix(".so")))
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fibres")
-
-    def built(name):
-        kernels = ", ".join(
-            f'{{"{e}", {{by_pointers({e}), arguments({e})}}}}' for e in dict.fromkeys(expressions(name))
-        )
-        path = folder / f"{name[:-3]}.cpp"
-        path.write_text(
-            f"{numbered(on_fibres(name))}\n{(FIBRES / 'launch.h').read_text()}\n"
-            f"namespace fibres {{\nconst std::map<std::string, Kernel> kernels = {{{kernels}}};\n}}\n"
-        )
-        command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-fno-gnu-unique", "-w",
-                   "-o", path.with_suffix(".so"), path]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return ctypes.CDLL(str(path.with_suffix(".so")))
-
     with ThreadPoolExecutor() as pool:
-        return dict(zip(SOURCES, pool.map(built, SOURCES), strict=True))
+        made = pool.map(lambda name: built(folder, name, expressions(name)), SOURCES)
+        return dict(zip(SOURCES, made, strict=True))
 
 
-@pytest.fixture(params=["fibres", "gpu"] if available() else ["fibres"])
+@pytest.fixture(params=["fibres", *([pytest.param("gpu", marks=pytest.mark.gpu)] if available() else [])])
 def machine(request):
     return OnGpu() if request.param == "gpu" else Fibres(request.getfixturevalue("libraries"))
 
@@ -270,9 +272,9 @@ def task(cell, batch, n, slots, head, *, with_joints=True, one_seed=False, gain=
 def backward_in_one_launch(machine, division, rings, w_h, seeds, joints, last):
     launches = Launches(rings, machine.compiled)
     launches.backward_plan = division
-    first = np.full_like(last, np.nan)
-    launches.backward(w_h, seeds, joints=joints, last=last, first=first)
-    return first
+    passed = np.full((2, rings.window, *last.shape[1:]), np.nan, F32)
+    launches.backward(w_h, seeds, joints=joints, last=last, passed=passed)
+    return passed[:, int(rings.head[1]) - 1]
 
 
 def compare(rings, found, truth):
@@ -333,6 +335,7 @@ def test_without_joints_or_cotangents_from_elsewhere_pointers_may_be_null(machin
     is_close(rings.deltas, swept(rings, w_h, seeds, None, 0 * last)[1], "deltas")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not available(), reason="needs CuPy and a GPU")
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_window_of_the_sizes_that_it_is_for(cell):
@@ -342,6 +345,7 @@ def test_a_window_of_the_sizes_that_it_is_for(cell):
         compare(rings, found, swept(rings, *given))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not available(), reason="needs CuPy and a GPU")
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_captured_graph_serves_every_phase(cell):
@@ -384,11 +388,11 @@ def stepwise(machine, rings, w_h, seeds, joints, last):
     """The whole window by `step_backward` and a product for each age."""
     launches, ct = Launches(rings, machine.compiled), np.full_like(last, np.nan)
     now = np.full(rings.deltas.shape[1:], np.nan, F32)
+    arriving, ct_c = (last[0], None, last[1]), ct[1] if rings.cell == "lstm" else None
     for age in range(rings.window):
-        ct_c = ct[1] if rings.cell == "lstm" else None
-        launches.step_backward(age, seeds, ct[0], ct_c, now, joints=joints, last=last)
-        ct[0] += now @ w_h.T
-    return ct
+        launches.step_backward(age, seeds, arriving, (ct[0], ct_c), now, joints=joints)
+        arriving = ct[0], now @ w_h.T, ct_c
+    return ct[0] + arriving[1], ct[1]
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -505,6 +509,78 @@ def test_one_product_over_the_ring_is_the_weights_gradient_at_every_phase(machin
             is_close(gradient, expected, what)
 
 
+# -- steps that ops have run ---------------------------------------------------------------------------
+
+
+def kept_by_a_step(rings, rng):
+    """What an op keeps of a step, by the names of `deposit`."""
+    n, rows = rings.hidden, rings.batch
+    kept = {"x": (rows, rings.n_in), "h": (rows, n)}
+    kept |= {
+        "lstm": {"c": (rows, n), "gates": (rows, 4 * n), "extra": (rows, n)},
+        "gru": {"gates": (rows, 3 * n), "extra": (rows, n)},
+        "rnn": {"h_next": (rows, n)},
+    }[rings.cell]
+    return {name: rng.standard_normal(shape).astype(F32) for name, shape in kept.items()}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("batch", "n_in", "n"), [(1, 3, 4), (5, 7, 12), (3, 700, 20)])
+def test_what_an_op_kept_goes_into_the_next_slot(machine, cell, batch, n_in, n):
+    rings, rng, given = Rings(np, cell, 3, batch, n_in, n), np.random.default_rng(0), []
+    launches = Launches(rings, machine.compiled)
+    for t in range(6):
+        given.append(kept_by_a_step(rings, rng))
+        launches.deposit(**given[-1])
+        assert list(rings.head) == [t % 4, min(t + 1, 3), 0] and not rings.ticket.any()
+        for age, step in enumerate(given[: -min(t + 1, 3) - 1 : -1]):
+            slot = (t - age) % 4
+            found = {"x": rings.inputs[slot, :, :n_in], "h": rings.hs[slot]}
+            found["h_next"] = rings.hs[(slot + 1) % 4] if age == 0 else step.get("h_next")
+            for name, ring in (("c", rings.cs), ("gates", rings.gates), ("extra", rings.extra)):
+                found[name] = None if ring is None else ring[slot]
+            for name, array in step.items():
+                np.testing.assert_array_equal(found[name], array, f"{name} of age {age} at step {t}")
+        assert (rings.inputs[..., n_in + n] == 1).all() and not rings.inputs[..., n_in + n + 1 :].any()
+
+
+@pytest.mark.parametrize(("newest", "steps"), [(0, 1), (0, 3), (2, 3), (3, 2)])
+def test_a_ring_is_read_by_age(machine, newest, steps):
+    rings = Rings(np, "gru", 3, 5, 4, 12)
+    rings.head[:] = newest, steps, 0
+    ring = np.random.default_rng(0).standard_normal((4, 5, 300)).astype(F32)
+    ages = np.full((steps, 5, 300), np.nan, F32)
+    Launches(rings, machine.compiled).by_age(ring, ages)
+    np.testing.assert_array_equal(ages, [ring[(newest - age) % 4] for age in range(steps)])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_cotangents_from_outside_may_be_given_by_age(machine, cell):
+    for newest, count in itertools.product(range(4), (1, 2, 3)):
+        rings, w_h, by_slot, joints, last = task(cell, 3, 16, 4, (newest, 3, count))
+        by_age = np.stack([by_slot[(newest - age) % 4] for age in range(count)])
+        truth = swept(rings, w_h, by_slot, joints, last)
+        rings.head[2] = 0
+        launches, passed = Launches(rings, machine.compiled), np.full((2, 3, 3, 16), np.nan, F32)
+        launches.backward_plan = PHASES[cell]
+        launches.backward(w_h, by_age, ages=count, joints=joints, last=last, passed=passed)
+        compare(rings, passed[:, 2], truth)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_each_step_passes_on_is_what_a_shorter_window_ends_with(machine, cell):
+    rings, *given = task(cell, 3, 16, 5, (1, 4, 2))
+    launches, passed = Launches(rings, machine.compiled), np.full((2, 4, 3, 16), np.nan, F32)
+    launches.backward_plan = PHASES[cell]
+    launches.backward(given[0], given[1], joints=given[2], last=given[3], passed=passed)
+    for steps in range(1, 5):
+        rings.head[1:] = steps, min(steps, 2)
+        *_, ct_h, ct_c = swept(rings, *given)
+        is_close(passed[0, steps - 1], ct_h, f"h after {steps} steps")
+        if cell == "lstm":
+            is_close(passed[1, steps - 1], ct_c, f"c after {steps} steps")
+
+
 # -- barriers ------------------------------------------------------------------------------------------
 
 ORDERS = range(8)
@@ -533,7 +609,16 @@ def error_of_a_step(libraries, order, left_out):
     return np.abs(rings.hs[1] - stepped(rings, x, weights)[0]).max()
 
 
-ERRORS = {"backward.cu": error_of_a_sweep, "forward.cu": error_of_a_step}
+def error_of_a_deposit(libraries, order, left_out):
+    rings = Rings(np, "lstm", 3, 8, 90, 80)
+    launches, given = Launches(rings, Fibres(libraries, order, left_out).compiled), []
+    for _ in range(2):
+        given.append(kept_by_a_step(rings, np.random.default_rng(len(given))))
+        launches.deposit(**given[-1])
+    return max(np.abs(rings.gates[t] - step["gates"]).max() for t, step in enumerate(given))
+
+
+ERRORS = {"backward.cu": error_of_a_sweep, "forward.cu": error_of_a_step, "deposit.cu": error_of_a_deposit}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -550,6 +635,7 @@ BARRIERS = [
     ("backward.cu", (2, 3), "barrier.come(); barrier.wait();"),
     ("backward.cu", (4,), "__syncthreads();"),
     ("forward.cu", (0,), "__syncthreads();"),
+    ("deposit.cu", (0,), "__syncthreads();"),
 ]
 
 
@@ -658,6 +744,7 @@ COMPILED = {
     "forward.cu": [plan.forward_step(cell, 1024, 1024, batch) for cell in CELLS for batch in (1, 16)],
 }
 ELEMENTWISE = {"backward.cu": "step_backward", "forward.cu": "finish_step"}
+PLAIN = {"backward.cu": 0, "forward.cu": 1, "deposit.cu": 2}  # kernels that are no templates
 REPORT = re.compile(
     r"entry function '(?P<kernel>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
@@ -668,21 +755,24 @@ REPORT = re.compile(
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_kernels_compile_for_an_h100_within_its_registers_and_shared_memory(tmp_path, name):
-    kernels = [p.expression for p in COMPILED[name]]
-    kernels += [f"{ELEMENTWISE[name]}<{plan.CELLS[cell][0]}>" for cell in CELLS]
+    kernels = [p.expression for p in COMPILED.get(name, ())]
+    kernels += [f"{ELEMENTWISE[name]}<{plan.CELLS[cell][0]}>" for cell in CELLS if name in ELEMENTWISE]
     path = tmp_path / name
     path.write_text(
-        source.text(name) + "\nvoid* kept[] = {" + ", ".join(f"(void*)&{k}" for k in kernels) + "};\n"
+        source.text(name)
+        + "\nvoid* kept[] = {"
+        + ", ".join(f"(void*)&{k}" for k in kernels or ["by_age"])
+        + "};\n"
     )
     command = ["nvcc", "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings",
                "-o", tmp_path / "kernels.cubin", path]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [m.groupdict() for m in REPORT.finditer(done.stderr)]
-    assert len(found) == len(kernels) + (name == "forward.cu"), done.stderr  # and `advance_head`
+    assert len(found) == len(kernels) + PLAIN[name], done.stderr
     for kernel in found:
         assert kernel["stack"] == kernel["stores"] == kernel["loads"] == "0", kernel
         warps = re.search(r"Li(\d+)EEv", kernel["kernel"])  # the last argument of a template, if it is one
         assert int(kernel["registers"]) * 32 * int(warps[1] if warps else plan.WARPS) <= 65536, kernel
-    for chosen in COMPILED[name]:
+    for chosen in COMPILED.get(name, ()):
         assert chosen.shared_bytes <= 227 * 1024

@@ -884,6 +884,10 @@ def test_code_for_the_array_api_makes_its_arrays_on_the_device():
         xp.asarray([1.0], device=v.device),
         xp.full(2, 1.0, device=v.device),
         xp.arange(3, device=v.device),
+        xp.full_like(v, 1.0),
+        xp.astype(tg.Variable(1.0), np.float32, device=v.device)._array,
+        xp.astype(tg.Variable(1.0), np.int32, device=v.device),
+        xp.full(2, tg.Variable(1.0), device=v.device)._array,
     ):
         assert places.device_of(made) == v.device
     assert type(xp.ones(2)) is np.ndarray

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from tapegrad.kernels.cuda import calibrate, costs, model, plan, source
 
 from tapegrad import doctor
 
@@ -148,3 +149,81 @@ def test_a_python_or_a_numpy_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "LEAST_NUMPY", (99, 0))
     assert "needs Python 99.0" in next(doctor.python()).fix
     assert found(doctor.numpy())["NumPy"].fix == 'pip install "numpy>=2.0"'
+
+
+# -- sweeps on the GPU ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAPEGRAD_CACHE", str(tmp_path))
+    costs.measured.cache_clear()
+    yield tmp_path
+    costs.measured.cache_clear()
+
+
+def on_a_gpu(monkeypatch):
+    monkeypatch.setattr(source, "available", lambda: True)
+    monkeypatch.setattr(source, "this_gpu", lambda: plan.Gpu("NVIDIA H100"))
+    monkeypatch.setattr(costs, "this_origin", lambda: ORIGIN)
+
+
+ORIGIN = costs.Origin("NVIDIA H100", 13000, 132)
+SHOWN = "lstm 256 x 1"
+
+
+def test_without_a_gpu_the_choice_is_shown_without_times(monkeypatch):
+    monkeypatch.setattr(source, "available", lambda: False)
+    findings = found(doctor.sweeps())
+    assert findings["choice of sweeps"].found == "by estimates for an H100: no GPU is here"
+    assert findings[SHOWN].found == "window 5: persistent; window 20: persistent; window 50: persistent"
+    assert len(findings) == 5 and not any(f.fix or "µs" in f.found for f in findings.values())
+
+
+def test_a_gpu_that_was_calibrated_shows_times_and_one_that_was_not_says_so(monkeypatch, folder):
+    on_a_gpu(monkeypatch)
+    said = found(doctor.sweeps())["choice of sweeps"].found
+    assert "NVIDIA H100 has not been calibrated; `python -m tapegrad doctor --calibrate` measures" in said
+    slow = costs.ESTIMATES._replace(barrier=100.0)
+    costs.keep(slow, ORIGIN, {})
+    findings = found(doctor.sweeps())
+    assert findings["choice of sweeps"].found == "by what was measured on NVIDIA H100"
+    time = model.window_cost("alternating", "lstm", 256, 1, 20, slow, True)
+    assert f"window 20: alternating, {time:.0f} µs; " in findings[SHOWN].found
+
+
+def test_what_the_user_asks_for_is_shown(monkeypatch):
+    monkeypatch.setattr(model, "WAY", "generic")
+    assert "but 'generic' is asked for" in found(doctor.sweeps())["choice of sweeps"].found
+
+
+def test_calibrating_without_a_gpu_is_a_fault(monkeypatch, capsys):
+    monkeypatch.setattr(source, "available", lambda: False)
+    assert doctor.main(["--calibrate", "--no-self-test"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("!!  calibration") and "only a GPU can say what it costs" in printed
+    assert "fix: Without one the model goes by estimates for an H100." in printed
+
+
+def test_calibrating_says_what_came_out_and_where_it_is(monkeypatch, capsys, folder):
+    on_a_gpu(monkeypatch)
+    kept = costs.ESTIMATES._replace(gap=2.5)
+
+    def calibrated():
+        return kept, costs.keep(kept, ORIGIN, {})
+
+    monkeypatch.setattr(calibrate, "calibrate", calibrated)
+    monkeypatch.setattr(doctor, "EXAMINATIONS", (doctor.sweeps,))
+    assert doctor.main(["--calibrate", "--no-self-test"]) == 0
+    printed = capsys.readouterr().out
+    assert f"written to {costs.file_of(ORIGIN)}" in printed and "gap 2.5" in printed
+    assert "gemm_rates 1: 1.7, 8: 9, " in printed and "by what was measured on NVIDIA H100" in printed
+
+
+def test_a_calibration_that_breaks_off_is_a_fault(monkeypatch):
+    def fails():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(calibrate, "calibrate", fails)
+    (finding,) = doctor.calibration()
+    assert "No space left" in finding.found and "idle GPU" in finding.fix

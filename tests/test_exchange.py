@@ -176,6 +176,7 @@ def test_other_functions_of_the_standard_record():
             (xp.sort(v), np.sort(A)),
             (xp.sort(v, axis=0, descending=True), np.sort(A, axis=0)[::-1]),
             (xp.full((2,), v[0, 0]), np.full(2, 0.5)),
+            (xp.full_like(A, v[0, 0], dtype=np.float32, device="cpu"), np.full_like(A, 0.5, np.float32)),
             (xp.astype(v, np.float32), A.astype(np.float32)),
             (xp.asarray(v, dtype=np.float32), A.astype(np.float32)),
             (xp.asarray(v, copy=True), A),
@@ -193,10 +194,24 @@ def test_constants_of_the_standard_are_plain():
     v, xp = tg.Variable(A), tg.Variable(A).__array_namespace__()
     for y in (
         xp.zeros((2,)), xp.ones_like(v), xp.asarray([1.0]), xp.full((2,), 3.0), xp.astype(v, xp.int32), xp.eye(2),
-        xp.astype(A, xp.float32), xp.argsort(v), xp.argmax(v, axis=0), xp.sort(A, descending=True),
+        xp.full_like(v, 2.0), xp.astype(A, xp.float32), xp.argsort(v), xp.argmax(v, axis=0), xp.sort(A, descending=True),
     ):  # fmt: skip
         assert type(y) is np.ndarray
     assert xp.isdtype(v.dtype, "real floating") and xp.finfo(v.dtype).bits == 64
+
+
+def test_a_device_that_does_not_exist_is_refused_of_variables_and_constants():
+    v, xp = tg.Variable(A), tg.Variable(A).__array_namespace__()
+    for make in (
+        lambda x: xp.asarray(x, device="nowhere"),
+        lambda x: xp.astype(x, xp.float32, device="nowhere"),
+        lambda x: xp.astype(x, xp.int32, device="nowhere"),
+        lambda x: xp.full((2,), x[0, 0], device="nowhere"),
+        lambda x: xp.full_like(x, x[0, 0], device="nowhere"),
+    ):
+        for x in (v, A):
+            with pytest.raises(tg.ArgumentError, match="device: it must be"):
+                make(x)
 
 
 def test_descending_order_keeps_equal_elements_in_theirs():

@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 import pytest
-from tapegrad.kernels import cpu, gpu, gpu_launch, gpu_recurrent, reference
+from tapegrad.kernels import cpu, gpu, gpu_launch, gpu_optimizers, gpu_recurrent, reference
 
 RNG = np.random.default_rng(0)
 F32, F64 = np.float32, np.float64
@@ -61,6 +61,11 @@ def near(found, truth, dtype, times=1):
     assert found.dtype == dtype
     limits = {name: times * limit for name, limit in TOLERANCE[dtype].items()}
     np.testing.assert_allclose(found, truth, **limits)
+
+
+def lists(*arrays):
+    """Each array as a list of one."""
+    return [[a] for a in arrays]
 
 
 def normal(*shape, dtype=F64):
@@ -380,7 +385,7 @@ def test_an_index_out_of_range_is_counted_and_adds_nothing(ordered):
 
 def squared_norm(gpu, grad, parts):
     partial, squared = put(np.full(parts, np.nan), np.full(1, np.nan))
-    gpu.squared_norm(*put(grad), partial, squared)
+    gpu.squared_norm(put(grad), partial, squared)
     return got(squared)[0]
 
 
@@ -419,14 +424,14 @@ def check_clipping(gpu, dtype):
     grad = np.array([3.0, 0.0, 4.0, 0.0, 0.0], dtype)
     for limit, scale in ((10.0, 1.0), (5.0, 1.0), (1.0, 0.2)):
         given, partial, squared, factor = put(grad, np.zeros(2), np.zeros(1), np.zeros(1, dtype))
-        gpu.clip_by_norm(given, partial, squared, *put(np.full(1, limit)), factor)
+        gpu.clip_by_norm([given], partial, squared, *put(np.full(1, limit)), factor)
         near(got(given), grad * scale, dtype)
         near(got(factor), [scale], dtype)
         assert got(squared)[0] == 25
     for bad in (np.nan, np.inf):
         broken = np.array([1.0, bad], dtype)
         given, partial, squared, factor = put(broken, np.zeros(2), np.zeros(1), np.zeros(1, dtype))
-        gpu.clip_by_norm(given, partial, squared, *put(np.ones(1)), factor)
+        gpu.clip_by_norm([given], partial, squared, *put(np.ones(1)), factor)
         np.testing.assert_array_equal(got(given), broken)
 
 
@@ -437,18 +442,19 @@ def test_a_norm_above_the_limit_is_brought_down_to_it_and_one_that_is_not_finite
 
 @REAL
 def test_one_element_that_is_not_finite_is_found_wherever_it_is(dtype):
-    (verdict,) = put(np.array([7]))
+    verdict, steps = put(np.array([1]), np.array([7]))
     largest = np.full(19, np.finfo(dtype).max, dtype)
-    gpu.finite(*put(largest), verdict)
+    gpu.finite(put(largest), verdict, steps)
     assert got(verdict)[0] == 1
     for bad in (np.nan, np.inf, -np.inf):
         for position in (0, 8, 18):
             grad = largest.copy()
             grad[position] = bad
-            gpu.finite(*put(grad), verdict)
+            gpu.finite(put(np.zeros(2, dtype), grad), verdict, steps)
             assert got(verdict)[0] == 0
-    gpu.finite(*put(np.zeros(0, dtype)), verdict)
+    gpu.finite(put(np.zeros(0, dtype)), verdict, steps)
     assert got(verdict)[0] == 1
+    assert got(steps)[0] == 7 + 1 + 1  # those allowed before: what came with `verdict`, and the largest
 
 
 LR, MU, BETAS, EPS = 0.1, 0.9, (0.8, 0.999), 1e-6
@@ -457,7 +463,7 @@ LR, MU, BETAS, EPS = 0.1, 0.9, (0.8, 0.999), 1e-6
 def check_sgd(gpu, dtype, size):
     value, grad = normal(2, size, dtype=dtype)
     rates, yes, new = put(np.full(1, LR, dtype), np.ones(1, np.int64), np.full(size, np.nan, dtype))
-    gpu.sgd(*put(value, grad), new, rates, yes)
+    gpu.sgd(*lists(*put(value, grad), new), rates, yes)
     near(got(new), reference.sgd(value, grad, LR), dtype)
 
 
@@ -465,7 +471,7 @@ def check_momentum(gpu, dtype, size):
     value, grad, velocity = normal(3, size, dtype=dtype)
     rates, yes, new = put(np.array([LR, MU], dtype), np.ones(1, np.int64), np.full(size, np.nan, dtype))
     (moved,) = put(velocity)
-    gpu.momentum(*put(value, grad), moved, new, rates, yes)
+    gpu.momentum(*lists(*put(value, grad), moved, new), rates, yes)
     for found, truth in zip((new, moved), reference.momentum(value, grad, velocity, LR, MU), strict=True):
         near(got(found), truth, dtype)
 
@@ -479,7 +485,7 @@ def check_adam(gpu, dtype, size):
         grad = normal(size, dtype=dtype)
         truth = reference.adam(truth[0], grad, truth[1], truth[2], LR, BETAS, EPS, t)
         gpu.adam_rates(settings, yes, steps, rates)
-        gpu.adam(w, *put(grad), mean, square, w, rates, yes)  # in place
+        gpu.adam(*lists(w, *put(grad), mean, square, w), rates, yes)  # in place
         for found, exact in zip((w, mean, square), truth, strict=True):
             near(got(found), exact, dtype, 3)
     assert got(steps)[0] == 3
@@ -504,7 +510,7 @@ def test_a_verdict_against_a_step_leaves_everything_as_it_was():
         (gpu.adam, [velocity, square], [0.1] * 7),
     ):
         given, (new,) = put(*state), put(np.full(5, np.nan))
-        kernel(*put(value, grad), *given, new, *put(np.array(rates)), no)
+        kernel(*lists(*put(value, grad), *given, new), *put(np.array(rates)), no)
         np.testing.assert_array_equal(got(new), value)
         for found, before in zip(given, state, strict=True):
             np.testing.assert_array_equal(got(found), before)
@@ -518,8 +524,8 @@ def test_a_launch_bound_once_reads_what_its_arrays_hold_then():
     value, grad, new, lr, yes = put(
         np.ones(3), np.ones(3), np.zeros(3), np.array([0.5]), np.ones(1, np.int64)
     )
-    step = gpu.sgd.bind(value, grad, new, lr, yes)
-    other = gpu.sgd.bind(*put(np.zeros(40), np.zeros(40), np.zeros(40)), lr, yes)
+    step = gpu.sgd.bind(*lists(value, grad, new), lr, yes)
+    other = gpu.sgd.bind(*lists(*put(np.zeros(40), np.zeros(40), np.zeros(40))), lr, yes)
     step()
     np.testing.assert_array_equal(got(new), [0.5] * 3)
     lr.copy_to_device(np.array([2.0]))
@@ -596,8 +602,8 @@ def test_arrays_that_do_not_fit_are_refused_by_name():
     refused(
         TypeError, "`labels` must be int64", gpu.cross_entropy_of_rows, *put(c, labels, c, np.zeros(2, F32))
     )
-    refused(TypeError, "sgd: takes value, grad, new, rates, verdict; 1 arrays came.", gpu.sgd, *put(b))
-    refused(TypeError, "finite: takes grad, verdict; 1 arrays came.", gpu.finite, *put(b))
+    refused(TypeError, "sgd: takes values, grads, news, rates, verdict; 1 arrays came.", gpu.sgd, *put(b))
+    refused(TypeError, "finite: takes grads, verdict, steps; 1 arrays came.", gpu.finite, *put(b))
 
 
 @ON_HOST
@@ -623,7 +629,7 @@ def test_a_docstrings_kernels_exist_on_the_host_too():
     """By name and arguments: what `cpu.py` takes comes first, in its order; then what the caller makes room for."""
     for name in (
         "lstm_gates", "lstm_step_pullback", "gru_gates", "gru_step_pullback", "rnn_gates", "rnn_step_pullback",
-        "softmax_cross_entropy", "softmax_cross_entropy_pullback", "finite", "squared_norm",
+        "softmax_cross_entropy", "softmax_cross_entropy_pullback",
     ):  # fmt: skip
         taken = list(inspect.signature(getattr(cpu, name)).parameters)
         assert getattr(gpu, name).arguments[: len(taken)] == taken
@@ -664,10 +670,10 @@ FAULTS = [
     (gpu, "(part * threads + t, grad.size, count * threads)", "(part * threads + t, grad.size, threads)", check_squared_norm),
     (gpu, "    half = cuda.blockDim.x // 2\n", "    half = cuda.blockDim.x // 4\n", check_squared_norm),
     (gpu, "limit[0] / norm", "limit[0] / squared[0]", check_clipping),
-    (gpu, "value[j] - lr * grad[j]", "value[j] - lr * grad[0]", check_sgd),
-    (gpu, "value[j] - lr * v", "value[j] - lr * grad[j]", check_momentum),
-    (gpu, "rest2 * (g * g)", "rest1 * (g * g)", check_adam),
-    (gpu, "one - math.pow(beta2, t)", "one - math.pow(beta1, t)", check_adam),
+    (gpu_optimizers, "value[j] - lr * grad[j]", "value[j] - lr * grad[0]", check_sgd),
+    (gpu_optimizers, "value[j] - lr * v", "value[j] - lr * grad[j]", check_momentum),
+    (gpu_optimizers, "rest2 * (g * g)", "rest1 * (g * g)", check_adam),
+    (gpu_optimizers, "one - math.pow(beta2, t)", "one - math.pow(beta1, t)", check_adam),
 ]  # fmt: skip
 
 SHAPE_OF = {check_cross_entropy: (4, 41), check_squared_norm: (53, 4), check_embedding: (4, 3, 9, True)}
@@ -713,7 +719,7 @@ def test_without_numba_the_kernels_can_be_imported_and_say_what_is_missing():
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "from tapegrad.kernels import gpu\n"
-        "try: gpu.finite(1, 2)\n"
+        "try: gpu.finite([1], 2, 3)\n"
         "except ImportError as error: print(error)"
     )
     found = subprocess.run(
@@ -746,6 +752,8 @@ def ptx(kernel, *types):
 
 made = {f"{n} {dtype}": ptx(k, dtype) for n, k in gpu.KERNELS.items() for dtype in ("float32", "float64")}
 made["lstm_gates float32 strides"] = ptx(gpu.lstm_gates, "float32", "A")
+listed = {n: k for n, k in gpu.KERNELS.items() if any(k.listed)}
+made |= {f"{n} float32 of many": ptx(k, "float32", "C", 12) for n, k in listed.items()}
 print(json.dumps(made))
 """
 
@@ -764,10 +772,18 @@ def test_every_kernel_compiles_for_an_h100_without_spills_and_float32_stays_floa
     made = json.loads(found.stdout)
     if "missing" in made:
         pytest.skip(f"no NVVM: pip install 'numba-cuda[cu13]'. {made['missing'][:200]}")
-    assert len(made) == 2 * len(gpu.KERNELS) + 1
+    assert len(made) == 2 * len(gpu.KERNELS) + 1 + sum(any(k.listed) for k in gpu.KERNELS.values())
     for name, ptx in made.items():
         kernel, dtype = name.split()[:2]
-        assert ".entry" in ptx
+        (arguments,) = re.findall(r"\.entry [\w$]+\(([^)]*)\)", ptx)
+        # What `gpu_cupy` lays out: for an array five words, its shape and its strides, of eight bytes each.
+        declared, many = gpu.KERNELS[kernel], 12 if name.endswith("of many") else 1
+        words = sum(
+            (5 + 2 * len(axes)) * (many if listed else 1)
+            for (axes, _), listed in zip(declared.shapes, declared.listed, strict=True)
+        )
+        assert re.findall(r"\.param (\S+)", arguments) == [".u64"] * words, name
+        assert 8 * words <= 4096, "more than a launch takes on every GPU"
         if dtype == "float32" and kernel not in DOUBLE:
             assert not [line for line in ptx.splitlines() if ".f64" in line and ".reg" not in line], name
     ptxas = shutil.which("ptxas") or shutil.which("ptxas", path="/usr/local/cuda/bin")

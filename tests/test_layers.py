@@ -14,11 +14,11 @@ PACKAGE = pathlib.Path(tapegrad.__file__).parent
 # Lowest first; within a layer a file may import those before it.
 ORDER = [
     ["errors", "types"],
-    ["backend.namespace", "backend.scipy", "backend.device"],
     [
-        "kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu",
-        "kernels.cuda.plan", "kernels.cuda.source", "kernels.cuda.rings", "kernels.cuda", "kernels.choice", "kernels",
+        "kernels.cache", "kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu_optimizers", "kernels.gpu", "kernels.gpu_cupy", "kernels.gpu_choice",
+        "kernels.cuda.costs", "kernels.cuda.plan", "kernels.cuda.source", "kernels.cuda.model", "kernels.cuda.calibrate", "kernels.cuda.rings", "kernels.cuda.blas", "kernels.cuda", "kernels.choice", "kernels",
     ],
+    ["backend.products", "backend.capture", "backend.namespace", "backend.scipy", "backend.device"],
     [
         "core.floating", "core.refusals", "core.variable", "core.entry", "core.active", "core.generate", "core.primitive", "core.adjoints",
         "core.printout", "core.guard", "core.seeds", "core.tape", "core.revive", "core.walk", "core.pushforward", "core.schedule", "core.window", "core.sweep", "core.replay",
@@ -35,19 +35,22 @@ ORDER = [
     [
         "program.chance", "program.signature", "program.settle", "program.blocks", "program.trace", "program.exact", "program.live",
         "program.record", "program.plan", "program.loops", "program.rings", "program.emit_numpy", "program.emit_numba",
-        "program.interpreter", "program.statements", "program.function", "program.seats", "program.walk", "program.steady", "program.replay", "program", "program.warm",
+        "program.interpreter", "program.statements", "program.function", "program.seats", "program.walk", "program.steady", "program.layers", "program.device_layer", "program.device_window", "program.replay", "program", "program.warm",
     ],
     ["nest", "transforms", "opaque"],
+    [
+        "program.arenas", "program.position", "program.arguments", "program.launches", "program.rehearsal", "program.graph",
+    ],
     [
         "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.real_time", "truncation.tolerance",
         "truncation.adaptive", "truncation",
     ],
     [
         "nn.flat", "nn.module", "nn.layers", "nn.cells", "nn.losses", "nn.document", "nn",
-        "optim.optimizer", "optim.sgd", "optim.adam", "optim.clip", "optim",
+        "optim.numbers", "optim.optimizer", "optim.sgd", "optim.adam", "optim.clip", "optim",
         "data.streams", "data.text", "data",
     ],
-    ["gradcheck"],
+    ["places", "second_order", "gradcheck"],
     ["files", "render.figure", "render.lags", "render.blocks", "render.spectrum", "render"],
     ["doctor"],
     ["__init__", "__main__"],

@@ -113,7 +113,7 @@ FORMAL, FORMALITIES = (
 
 # Calls that say where arrays lie, or warn, and those that bring their first argument to where another is.
 ASIDE = {"warn", "namespace", "module_beside", "on_device", "hasattr"}
-MOVES = {"put_beside", "on_host", "number_beside"}
+MOVES = {"put_beside", "on_host"}
 
 
 # -- where faults are planted ------------------------------------------------------------------------

@@ -1408,6 +1408,63 @@ def test_a_loss_that_waits_for_another_part_has_the_adjoint_that_this_sweep_give
     assert failure(program) is None, failure(program)
 
 
+def scalars(compile, schedules, steps):
+    """A program on two scalars, compiled at first sight."""
+    return Program(
+        seed=None,
+        schedules=schedules,
+        weights="recorded",
+        joint="pass",
+        guard=False,
+        leaves=[[0.5], [2.0], [1.5, 1.0]],
+        inexact=False,
+        steps=steps,
+        compile=compile,
+        sightings=1,
+    )
+
+
+def test_segments_that_were_swept_while_open_and_went_on_with_other_ops_share_no_straight_code():
+    steps = []
+    for op in [("square", ("value", 0)), ("multiply", ("value", 0), ("leaf", 1)), ("multiply", ("leaf", 1), ("value", 0))]:  # fmt: skip
+        steps += [
+            ("begin", "with"),
+            ("op", "square", ("leaf", 0)),
+            ("backward", [0], [None], []),
+            ("op", *op),
+        ]
+        steps += [("stop",), ("backward", [0], [None], []), ("sweep", [])]
+    program = scalars("exact", [("sliding", 3, 1)], steps)
+    assert failure(program) is None, failure(program)
+
+
+def test_what_a_part_leaves_of_a_segment_is_not_swept_by_the_code_of_the_whole():
+    """At the second sweep value 1 stands where value 0 was at the first."""
+    steps = [
+        ("begin", "with"),
+        ("op", "multiply", ("leaf", 0), ("leaf", 1)),
+        ("part", 1),
+        ("op", "square", ("leaf", 0)),
+        ("stop",),
+        ("backward", [1], [None], []),
+        ("begin", "with"),
+        ("op", "square", ("leaf", 1)),
+        ("stop",),
+        ("backward", [1], [None], []),
+    ]
+    program = scalars("exact", [("sliding", 1, 1), ("sliding", 3, 1)], steps)
+    assert failure(program) is None, failure(program)
+
+
+def test_what_entered_a_segment_is_its_own_where_the_window_sits_in_scattered_places():
+    """A loss that waits keeps five segments, for which rings of three places are made longer while they are seated."""
+    step = [("begin", "with"), ("op", "multiply", ("value", 0), ("leaf", 1)), ("op", "negative", ("value", 0)), ("stop",)]  # fmt: skip
+    hand_in = [("backward", [0], [None], [])]
+    steps = [*step, *hand_in, ("backward", [1], [None], []), *step * 5, *hand_in, *step, *hand_in]
+    program = scalars("numpy", [("sliding", 3, 1)], steps)
+    assert failure(program) is None, failure(program)
+
+
 @pytest.mark.parametrize("chunk", range(TESTS))
 def test_random_programs_do_what_a_history_that_forgets_nothing_says(chunk):
     check(range(chunk * PROGRAMS_PER_TEST, (chunk + 1) * PROGRAMS_PER_TEST))

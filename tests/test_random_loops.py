@@ -822,6 +822,20 @@ def counted(monkeypatch):
 # -- tests --------------------------------------------------------------------------------------------------
 
 
+def test_a_root_from_before_the_window_has_the_adjoint_that_arrives_there():
+    """The state of a step that burn-in passed over is handed in beside a loss that depends on it."""
+    loop = Loop(
+        seed=0,
+        schedule=("burn-in", 2, 1),
+        states=[(1, 3)],
+        bodies=[[("biased", 0, 0, 2)]],
+        ends=[[0]],
+        steps=[(0, (), ()), (0, (), ()), (0, (("state", 0, None), ("sum", 0, None)), ())],
+        sightings=1,
+    )
+    assert difference(loop) is None, difference(loop)
+
+
 @pytest.mark.parametrize("chunk", range(TESTS))
 def test_random_loops_swept_by_programs_find_what_the_rules_find(chunk):
     check(range(chunk * LOOPS_PER_TEST, (chunk + 1) * LOOPS_PER_TEST), "numpy")

@@ -25,7 +25,7 @@ from jax import lax
 
 # Dispatching from another thread would be a second thread, and is slower for steps this short.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 
 
 def gates_of_x(p: Any, x: Any, hoisted: bool) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .costs import ESTIMATES, Costs
+
 # By cell: its struct in `cells.h`, its gates, and the sums of products that a unit of it needs.
 CELLS = {"lstm": ("Lstm", 4, 4), "gru": ("Gru", 3, 4), "rnn": ("Rnn", 1, 1)}
 WARPS = 8
 FLOAT = 4  # bytes
+USUAL_STEPS = 20  # of a window: a division is chosen for them
 
 
 class Gpu(NamedTuple):
@@ -73,22 +76,23 @@ class Backward(NamedTuple):
     def expression(self) -> str:
         return f"persistent_backward<{CELLS[self.cell][0]}, {self.hidden}, {self.units}, {self.rows}, {self.warps}>"
 
-    @property
-    def cycles(self) -> float:
-        """Clock cycles of a step, to compare plans by. The constants are estimates: no GPU has been asked yet."""
+    def step(self, costs: Costs = ESTIMATES) -> float:
+        """Microseconds of a step: the blocks wait for each other, and for the slowest of what goes on at once."""
         quads, groups = self.width / 4, self.grid[0] * self.grid[1]
         deltas = self.rows * self.width * FLOAT
-        from_l2 = max(deltas / 40, deltas * groups / 3200)
-        products = self.rows * self.units * self.width / 128
-        loads = self.tiles * quads * (self.height + self.units) / 8
+        from_l2 = max(deltas / costs.l2_of_block, deltas * groups / costs.l2) / 1e3
+        products = 2 * self.rows * self.units * self.width / costs.fp32_of_block / 1e3
+        loads = self.tiles * quads * (self.height + self.units) / 8 / costs.clock
         turns = blocks_for(self.tiles * self.splits, self.warps) * quads / (32 * self.splits)
-        waiting = 700 * turns / (4 if self.height < 4 else 2)
-        sums = 4 * self.height * self.units * blocks_for(self.tiles, self.warps)
-        barrier = 1300 + 5 * self.grid[0]
-        filling = (
-            self.units * self.width * FLOAT / 40 / 20
-        )  # the weights, once for a window of about 20 steps
-        return barrier + max(from_l2, products, loads, waiting) + sums + filling
+        waiting = costs.latency * turns / (4 if self.height < 4 else 2)
+        sums = 4 * self.height * self.units * blocks_for(self.tiles, self.warps) / costs.clock
+        barrier = costs.barrier + costs.barrier_of_block * self.grid[0]
+        return barrier + max(from_l2, products, loads, waiting) + sums
+
+    def filling(self, costs: Costs = ESTIMATES) -> float:
+        """Microseconds until every block has its weights, once a launch."""
+        weights = self.units * self.width * FLOAT
+        return max(weights / costs.l2_of_block, weights * self.grid[0] * self.grid[1] / costs.l2) / 1e3
 
 
 class Forward(NamedTuple):
@@ -127,13 +131,15 @@ MOST_ROWS = 256
 MOST_FORWARD_ROWS = 8
 
 
-def persistent_backward(cell: str, hidden: int, batch: int, gpu: Gpu = H100) -> Backward:
+def persistent_backward(
+    cell: str, hidden: int, batch: int, gpu: Gpu = H100, costs: Costs = ESTIMATES
+) -> Backward:
     """The division of a window's backward over a GPU. Raises ValueError, with the reason, if it does not fit."""
     check("persistent_backward", cell, hidden, batch)
     fitting = [plan for plan in candidates(cell, hidden, batch, gpu) if plan.shared_bytes <= gpu.shared_bytes]
     if not fitting:
         raise ValueError(why_not(cell, hidden, batch, gpu))
-    return min(fitting, key=lambda plan: plan.cycles)
+    return min(fitting, key=lambda plan: plan.filling(costs) + USUAL_STEPS * plan.step(costs))
 
 
 def candidates(cell: str, hidden: int, batch: int, gpu: Gpu) -> Iterator[Backward]:

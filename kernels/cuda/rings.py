@@ -47,6 +47,7 @@ class Rings:
         # Room for the counters of every plan: a group of rows has at least one row. A launch leaves them ready for
         # the next; after one that was broken off they must be zeros again.
         self.counters = xp.zeros(32 * batch, np.uint32)
+        self.ticket = xp.zeros(1, np.uint32)  # of `deposit`, as the counters
 
     @property
     def hs(self) -> Array:
@@ -97,40 +98,74 @@ class Launches:
         args = (*self._sizes(), x, from_x, pointer(from_h), b, pointer(b_h), *self._written(), pointer(h_now))
         kernel(self._blocks(max(self.rings.hidden, self.rings.n_in)), (THREADS,), args)
 
+    def deposit(
+        self,
+        x: Array,
+        h: Array,
+        c: Array = None,
+        gates: Array = None,
+        extra: Array = None,
+        h_next: Array = None,
+    ) -> None:
+        """A step that an op has run, with what it keeps, becomes the newest; `h_next` for Elman's network."""
+        rings = self.rings
+        width = rings.gates_count * rings.hidden
+        # The widest array of a row takes a thread for each of four floats.
+        blocks = plan.blocks_for(rings.batch * max(width, rings.n_in), 4 * THREADS)
+        args = (
+            rings.head, INT(rings.slots), INT(rings.window), INT(rings.batch), INT(rings.n_in), INT(rings.hidden),
+            INT(width), x, h, *map(pointer, (c, gates, extra, h_next)), rings.inputs, INT(rings.inputs.shape[-1]),
+            *map(pointer, (rings.cs, rings.gates, rings.extra)), rings.ticket,
+        )  # fmt: skip
+        self.compiled("deposit.cu", "deposit")((blocks,), (THREADS,), args)
+
+    def by_age(self, ring: Array, ages: Array) -> None:
+        """What a ring (slots, batch, ...) has of the newest steps, newest first: ages (steps, batch, ...)."""
+        rings, size = self.rings, ring.size // self.rings.slots
+        grid = (plan.blocks_for(size, 4 * THREADS), len(ages))
+        self.compiled("deposit.cu", "by_age")(
+            grid, (THREADS,), (rings.head, INT(rings.slots), INT(size), ring, ages)
+        )
+
     def backward(
         self,
         w_h: Array,
         seeds: Array,
         *,
+        ages: int = 0,
         joints: Array = None,
         last: Any = (None, None),
-        first: Any = (None, None),
+        passed: Any = (None, None),
     ) -> None:
         """The whole window in one launch: fills `deltas`.
 
-        `seeds` (1 or slots, batch, n) are the cotangents of h of the steps whose losses wait. `joints` (slots,):
-        factors of what passes from a slot's step to the older one. `last`: cotangents of the last h and c, from
-        elsewhere. `first`: gets those of the h and c that the window began with.
+        `seeds` (1 or slots, batch, n) are the cotangents of h of the steps whose losses wait; with `ages`, they are
+        (ages, batch, n), those of so many steps, the newest first. `joints` (slots,): factors of what passes from a
+        slot's step to the older one. `last`: cotangents of the last h and c, from elsewhere. `passed`: get those of
+        the h and c that each step began with, (steps, batch, n), newest first, before the factor.
         """
         chosen, rings = self.backward_plan, self.rings
         kernel = self.compiled("backward.cu", chosen.expression, chosen.shared_bytes, True)
         args = (
-            rings.head, INT(rings.slots), INT(rings.batch), w_h, *self._read(seeds, joints, last),
-            pointer(rings.deltas_x), rings.deltas, *map(pointer, first), rings.counters,
+            rings.head, INT(rings.slots), INT(rings.batch), w_h, *self._read(seeds, ages, joints),
+            *map(pointer, last), pointer(rings.deltas_x), rings.deltas, *map(pointer, passed), rings.counters,
         )  # fmt: skip
         kernel(chosen.grid, (chosen.threads,), args, shared_mem=chosen.shared_bytes)
 
     def step_backward(
-        self, age: int, seeds: Array, ct_h: Array, ct_c: Array, deltas_now: Array, *,
-        joints: Array = None, last: Any = (None, None),
+        self, age: int, seeds: Array, arriving: Any, passed: Any, deltas_now: Array, *,
+        ages: int = 0, joints: Array = None,
     ) -> None:  # fmt: skip
-        """One step of it; then `ct_h += deltas_now @ w_h.T` is the caller's. Ages 0, 1, ... of the whole window."""
+        """One step of it; then the product deltas_now @ w_h.T is the caller's. Ages 0, 1, ... of the whole window.
+
+        `arriving`: h, the product and c that the younger step passed on, each may be None. `passed`: get this step's.
+        """
         rings = self.rings
         kernel = self.compiled("backward.cu", f"step_backward<{self.name}>")
         args = (
             rings.head, INT(rings.slots), INT(age), INT(rings.batch), INT(rings.hidden),
-            *self._read(seeds, joints, last), pointer(rings.deltas_x), rings.deltas,
-            ct_h, pointer(ct_c), deltas_now,
+            *self._read(seeds, ages, joints), *map(pointer, arriving), pointer(rings.deltas_x), rings.deltas,
+            *map(pointer, passed), deltas_now,
         )  # fmt: skip
         kernel(self._blocks(rings.hidden), (THREADS,), args)
 
@@ -149,13 +184,13 @@ class Launches:
             pointer(rings.cs), pointer(rings.gates), pointer(rings.extra),
         )  # fmt: skip
 
-    def _read(self, seeds: Array, joints: Array, last: Any) -> tuple[Any, ...]:
+    def _read(self, seeds: Array, ages: int, joints: Array) -> tuple[Any, ...]:
         rings = self.rings
         before = rings.hs if rings.cs is None else rings.cs
         stride = rings.hidden if rings.cs is not None else rings.inputs.shape[-1]
         return (
-            seeds, INT(len(seeds)), pointer(joints), before, INT(stride),
-            pointer(rings.gates), pointer(rings.extra), *map(pointer, last),
+            seeds, INT(len(seeds)), INT(ages), pointer(joints), before, INT(stride),
+            pointer(rings.gates), pointer(rings.extra),
         )  # fmt: skip
 
 

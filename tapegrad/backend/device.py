@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DeviceError, describe
+from . import capture
 
 # Arrays on a device that nobody writes to, by id: CuPy has no flag for it.
 FROZEN: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -66,7 +67,10 @@ def moved(array: Any, device: Any) -> Any:
         return on_host(array)
     cupy = cupy_with_a_device(device)
     with contextlib.nullcontext() if number == -1 else cupy.cuda.Device(number):
-        return cupy.asarray(array)
+        step = capture.now()
+        if step is None or on_device(array):
+            return cupy.asarray(array)
+        return step.number(array)
 
 
 def is_on(array: Any, device: Any) -> bool:
@@ -105,7 +109,14 @@ def cupy_with_a_device(device: Any) -> Any:
 
 def on_host(array: Any) -> Any:
     """`array` as one of NumPy's; waits for the device if it lies on one."""
-    return array.get(order="A") if on_device(array) else array
+    if not on_device(array):
+        return array
+    capture.refuse(
+        f"reading {describe(array)} on the host",
+        "the host runs none of the steps that the graph repeats",
+        "Return it from the captured function, and read what that returns.",
+    )
+    return array.get(order="A")
 
 
 def owned(array: Any, dtype: Any = None) -> Any:
@@ -132,14 +143,16 @@ def module_beside(*arrays: Any) -> Any:
     return next((sys.modules["cupy"] for array in arrays if on_device(array)), np)
 
 
-def number_beside(number: Any, others: tuple[Any, ...]) -> Any:
-    """A number, or a list of some, as an array where `others` (arrays, Variables or sequences of them) are."""
-    return module_beside(*flat(others)).asarray(number)
+def put_beside(value: Any, *others: Any) -> Any:
+    """A number, a list of some, or an array that the host made for an op, such as positions, where `others` are.
 
-
-def put_beside(array: Any, *others: Any) -> Any:
-    """An array that the host made for an op of its own, such as positions, where `others` are."""
-    return module_beside(*flat(others)).asarray(array)
+    `others`: arrays, Variables or sequences of them.
+    """
+    xp = module_beside(*flat(others))
+    step = None if xp is np else capture.now()
+    if step is None or any(map(on_device, flat([value]))):
+        return xp.asarray(value)
+    return step.constant(value)
 
 
 def placed_beside(value: Any, array: Any, where: str, what: str) -> Any:
@@ -152,7 +165,7 @@ def placed_beside(value: Any, array: Any, where: str, what: str) -> Any:
             f"  {what}: {placed(value)}      Variable: {placed(array)}\n"
             f'  Move it: tg.asarray(x, device="{device_of(array)}").'
         )
-    return module_beside(array).asarray(value)
+    return put_beside(value, array)
 
 
 def flat(values: Any) -> Iterator[Any]:
@@ -186,7 +199,7 @@ class Verdict:
 
     def __init__(self, beside: Any) -> None:
         cupy = sys.modules["cupy"]
-        with beside.device:
+        with beside.device, capture.lasting():
             self._held = cupy.ones((), bool)
             self._arrival = cupy.cuda.Event(disable_timing=True)
         # Only to memory that the system does not move can a device copy while the host goes on.
@@ -194,11 +207,16 @@ class Verdict:
         self._under_way = False
 
     def note(self, held: Any) -> None:
-        """Note a 0-d boolean of the device."""
+        """Note a 0-d boolean of the device. A captured step notes one at every launch."""
         self._held &= held
+        step = capture.now()
+        if step is not None and self not in step.verdicts:
+            step.verdicts.append(self)
 
     def failed(self) -> bool:
-        """Whether it is known by now that something did not hold. Then it starts again."""
+        """Whether it is known by now that something did not hold. Then it starts again. In a captured step: not known."""
+        if capture.now() is not None:
+            return False
         if self._under_way and not self._arrival.done:
             return False
         if self._under_way and not self._copy:

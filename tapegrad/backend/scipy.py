@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -31,7 +30,7 @@ def special_function(package: str, name: str) -> Any:
 
 def by_scipy(xp: Any, name: str, *operands: Any) -> Any:
     """SciPy's function `name`, its result in NumPy's dtype for the operands: SciPy computes float16 in float32."""
-    package = "cupy" if xp is sys.modules.get("cupy") else "scipy"
+    package = "cupy" if getattr(xp, "__name__", "") == "cupy" else "scipy"
     y = special_function(package, name)(*operands)
     if y.dtype == getattr(operands[-1], "dtype", None):  # the common case, 2 µs quicker
         return y

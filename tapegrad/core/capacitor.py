@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..backend.device import in_use, on_device
 from ..errors import ArgumentError, EvictedError, RecordingError, describe
 from .active import ignore
 from .adjoints import variables
@@ -275,8 +274,7 @@ class CapacitorTape(Tape):
             segment.check(self._name)
         entries, sweep.state = self._today(window)
         for clocks in (passes := in_step(due, window)):
-            elsewhere = in_use() and any(on_device(loss.seed) for s in window for loss in s.losses)
-            if len(passes) > 1 or elsewhere or not self._programs.run(sweep, window, clocks):
+            if len(passes) > 1 or not self._programs.run(sweep, window, clocks):
                 sweep.run(window, clocks, self.joint, entries)
         for slot in [slot for slot in sweep.stopped if self._passed_over(slot)]:
             sweep.end_at_edge(slot, sweep.stopped.pop(slot))

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import freeze, is_frozen, number_beside, on_device, refuse_to_mix
+from ..backend import capture
+from ..backend.device import freeze, is_frozen, on_device, put_beside, refuse_to_mix
 from ..backend.namespace import namespace
 from ..errors import DtypeError, OutOfRangeError, ShapeError, TapegradError, describe
 from ..types import Shape
@@ -90,13 +91,17 @@ def call_source(p: Any) -> tuple[str, dict[str, Any]]:
         else:
             lines.append(f"    {a}_value = lift_constant({a}, ({others(p, a)}))")
     values = ", ".join(f"{a}_value" for a in p.arguments)
+    every = ", ".join(f"{'*' if a == p.variadic else ''}{a}_value" for a in p.arguments)
     ufunc = ufunc_of(p)
-    if ufunc:
+    if ufunc == "matmul":
+        # CuPy's cannot be captured: then the body calls the one that can.
+        run = (
+            f"ufunc({values}) if capture.NOW is None else body(namespace({every}), {values})  # numpy.matmul"
+        )
+    elif ufunc:
         run = f"ufunc({values})  # numpy.{ufunc}"
     else:
-        first = f"{p.arguments[0]}_value"
-        every = ", ".join(f"{'*' if a == p.variadic else ''}{a}_value" for a in p.arguments)
-        xp = f"numpy if type({first}) is ndarray else namespace({every})"
+        xp = f"numpy if type({p.arguments[0]}_value) is ndarray else namespace({every})"
         run = f"body({', '.join([xp, values, *(f'{n}={n}' for n in p.statics)])})"
     bound = ", ".join([*(f"{a}={a}_value" for a in p.arguments), *(f"{n}={n}" for n in p.statics)])
     lines += [
@@ -138,7 +143,7 @@ def lifted(p: Any, argument: str) -> str:
 def number(p: Any, argument: str) -> str:
     """The expression for an argument that is a number as an array: it lies where the others lie."""
     beside = others(p, argument)
-    return f"number_beside({argument}, ({beside}))" if beside else f"numpy.asarray({argument})"
+    return f"put_beside({argument}, {beside[:-2]})" if beside else f"numpy.asarray({argument})"
 
 
 def others(p: Any, argument: str) -> str:
@@ -446,7 +451,7 @@ def lift_constant(value: Any, others: tuple[Any, ...]) -> Any:
         return value._array
     if type(value) is np.ndarray or hasattr(value, "namespace") or on_device(value):
         return value
-    return number_beside(value, others) if np.isscalar(value) else np.asarray(value)
+    return put_beside(value, *others) if np.isscalar(value) else np.asarray(value)
 
 
 def lift_sequence(values: Iterable[Any], op: str, argument: str) -> tuple[tuple[int, ...], tuple[Any, ...]]:
@@ -457,7 +462,7 @@ def lift_sequence(values: Iterable[Any], op: str, argument: str) -> tuple[tuple[
     lifted = [
         (v._slot, v._array)
         if isinstance(v, Variable)
-        else (0, lift(number_beside(v, values) if type(v) in PYTHON_NUMBERS else v, op, argument))
+        else (0, lift(put_beside(v, *values) if type(v) in PYTHON_NUMBERS else v, op, argument))
         for v in values
     ]
     return tuple(s for s, _ in lifted), tuple(a for _, a in lifted)
@@ -536,9 +541,9 @@ def live_ones(slots: tuple[int, ...], contributions: Iterable[Any]) -> list[tupl
 RUNTIME = {
     "Result": Result, "Variable": Variable, "new": object.__new__, "next_slot": next_slot, "result": result,
     "numpy": np, "ndarray": np.ndarray, "namespace": namespace, "numbers": PYTHON_NUMBERS, "failures": FAILURES,
-    "lift": lift, "lift_constant": lift_constant, "number_beside": number_beside, "lift_sequence": lift_sequence, "keep": keep,
+    "lift": lift, "lift_constant": lift_constant, "put_beside": put_beside, "lift_sequence": lift_sequence, "keep": keep,
     "plain": plain, "constant": constant, "unrecorded": unrecorded, "explain": explain,
-    "ITEM": ITEM, "record_outputs": record_outputs,
+    "ITEM": ITEM, "record_outputs": record_outputs, "capture": capture,
 }  # fmt: skip
 
 # What pulls call besides rules.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import module_beside, number_beside, on_device, on_host, put_beside
+from ..backend.device import module_beside, on_device, on_host, put_beside
 from ..core.primitive import Case, linear, primitive, unbroadcast
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, OutOfRangeError, ShapeError, describe
@@ -60,7 +60,7 @@ def checked_part(part: Any, a: Any, op: str) -> Any:
             f"  index: {describe(part)}\n  Use plain integer arrays; (v > 0) is one of booleans."
         )
     if isinstance(part, (list, tuple)):
-        part = number_beside(part, (a,))
+        part = put_beside(part, a)
     if getattr(part, "size", 1) == 0 and kind_of(part) == "f":  # an empty list, which has no dtype of its own
         part = part.astype(np.intp)
     return put_beside(part, a) if isinstance(part, np.ndarray) and on_device(bare(a)) else part
@@ -113,8 +113,8 @@ def scattered(xp: Any, a: Any, index: Any, shape: tuple[int, ...]) -> Any:
     """`put_at` where positions may be repeated."""
     rows = index[0] if isinstance(index, tuple) and len(index) == 1 else index
     if (
-        type(a) is type(rows) is np.ndarray
-        and a.size >= MANY
+        type(a) is type(rows)
+        and (a.size >= MANY if type(a) is np.ndarray else on_device(a))
         and a.shape == rows.shape + shape[1:] != rows.shape
     ):
         table = choice.embedding_gradient(a.reshape(rows.size, -1), rows.reshape(-1), shape[0])
@@ -152,7 +152,7 @@ def index_add(a: Any, index: Any, value: Any) -> Any:
 
 def in_one_dtype(a: Any, value: Any) -> tuple[Any, Any]:
     """Both in the dtype of `a`, as an assignment has it; integers take floats by becoming floats."""
-    a, value = (x if hasattr(x, "dtype") else number_beside(x, (a, value)) for x in (a, value))
+    a, value = (x if hasattr(x, "dtype") else put_beside(x, a, value) for x in (a, value))
     dtype = a.dtype if a.dtype.kind == "f" else np.result_type(a.dtype, value.dtype)
     return cast(a, dtype), cast(value, dtype)
 
@@ -303,7 +303,7 @@ def integers(value: Any, op: str, argument: str, a: Any = None) -> Any:
             f"{op}: `{argument}` must be integers, and a Variable came.\n"
             f"  {argument}: {describe(value)}. A position is not differentiated: use a plain integer array."
         )
-    array = value if hasattr(value, "dtype") else number_beside(value, (a,))
+    array = value if hasattr(value, "dtype") else put_beside(value, a)
     return array.astype(np.intp) if array.dtype.kind == "b" or not array.size else array
 
 
@@ -361,7 +361,7 @@ def append(arr: Any, values: Any, axis: int | None = None) -> Any:
     """`arr` and then `values` along `axis`; both flattened for None. Python's numbers take the dtype of `arr`."""
     arr = arrayed(arr)
     if not hasattr(values, "shape"):
-        values = number_beside(values, (arr,))
+        values = put_beside(values, arr)
         values = values.astype(arr.dtype) if arr.dtype.kind == "f" else values
     return concat([ravel(arr), ravel(values)]) if axis is None else concat([arr, values], axis)
 
@@ -417,4 +417,4 @@ def bare(value: Any, a: Any = None) -> Any:
     """The array of a condition, which is not differentiated; that of a list beside `a`."""
     if isinstance(value, Variable):
         return value._array
-    return value if hasattr(value, "dtype") else number_beside(value, (a,))
+    return value if hasattr(value, "dtype") else put_beside(value, a)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import number_beside
+from ..backend.device import put_beside
 from ..core.generate import PYTHON_NUMBERS, lift
 from ..core.variable import Variable
 from ..errors import OutOfRangeError, describe
@@ -27,8 +27,8 @@ def as_array(a: Any, op: str, argument: str = "a", beside: Any = ()) -> Any:
     if isinstance(a, Variable):
         return a
     if beside and isinstance(a, list | tuple):
-        return lift(number_beside(lift(a, op, argument), beside), op, argument)
-    return lift(number_beside(a, beside) if type(a) in PYTHON_NUMBERS else a, op, argument)
+        return lift(put_beside(lift(a, op, argument), beside), op, argument)
+    return lift(put_beside(a, beside) if type(a) in PYTHON_NUMBERS else a, op, argument)
 
 
 def value_of(a: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import module_beside, on_device, surely_any
+from ..backend.device import module_beside, on_device, put_beside, surely_any
 from ..core.primitive import Case, linear
 from ..core.variable import Variable
 from ..errors import ArgumentError, DtypeError, describe
@@ -266,7 +266,7 @@ class Lines:
 
     def at(self, position: Any) -> Any:
         """The elements at `position` (..., k) of the order; where a NaN spoils a line, that NaN."""
-        position = module_beside(self.order).asarray(position)
+        position = put_beside(position, self.order)
         position = np.clip(position, 0, np.maximum(self.counts - 1, 0)).astype(np.intp)
         if self.spoilt is not None:
             position = np.where(self.spoilt, self.length - 1, position)

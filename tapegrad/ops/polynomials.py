@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend.device import number_beside
+from ..backend.device import put_beside
 from ..backend.namespace import namespace
 from ..errors import ArgumentError, ShapeError, describe
 from .convolve import convolve
@@ -42,7 +42,7 @@ def polyint(p: Any, m: int = 1, k: Any = None) -> Any:
     r"""Coefficients of the `m`-th integral, $y^{(m)}(x) = p(x)$, with the constants `k` (0 for None), the first integral's first."""
     p = coefficients(p, "polyint", "p")
     m = order(m, "polyint")
-    constants = zeros(m, p) if k is None else atleast_1d(k if hasattr(k, "shape") else number_beside(k, (p,)))
+    constants = zeros(m, p) if k is None else atleast_1d(k if hasattr(k, "shape") else put_beside(k, p))
     if len(constants) not in (1, m):
         raise ShapeError(f"polyint: `k` must hold 1 or m = {m} constants, and {describe(constants)} came.")
     for i in range(m):

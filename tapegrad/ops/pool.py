@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import freeze, module_beside, on_device
+from ..backend.device import freeze, module_beside, on_device, put_beside
 from ..core.primitive import Case, linear
 from ..errors import ArgumentError
 from .index import getitem
@@ -103,7 +103,7 @@ def first_largest(x: Any, size: Numbers, stride: Numbers, padding: Pairs) -> Any
     at = xp.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2] + (1,) * len(size))
     for axis, (n, m, s, (before, after)) in enumerate(zip(x.shape[2:], count, stride, padding, strict=True)):
         starts = (xp.arange(m) * s - before).reshape((m,) + (1,) * (len(size) - 1 - axis))
-        position = xp.asarray([offset[axis] for offset in offsets])[which] + starts
+        position = put_beside([offset[axis] for offset in offsets], x)[which] + starts
         if before or after:
             np.clip(position, 0, n - 1, out=position)
         at = at * n + position

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import number_beside, surely_any
+from ..backend.device import put_beside, surely_any
 from ..backend.namespace import namespace
 from ..core.variable import Variable
 from ..errors import ArgumentError
@@ -43,7 +43,7 @@ def linspace(
 def both_ends(start: Any, stop: Any) -> tuple[Any, ...]:
     """The ends, a list as an array beside the other. A Python number stays one, for it widens no dtype."""
     ends = (start, stop)
-    return tuple(number_beside(x, ends) if isinstance(x, (list, tuple)) else x for x in ends)
+    return tuple(put_beside(x, *ends) if isinstance(x, (list, tuple)) else x for x in ends)
 
 
 def beside(end: Any) -> Any:

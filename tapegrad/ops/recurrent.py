@@ -60,8 +60,8 @@ def weight_gradients(active: Any, xs: Any, h_before: Any, ct_z: Any) -> tuple[An
     """The gradients of w_x, w_h and b (those of the three that are active), one product each."""
     ct_z = rows(ct_z)
     return (
-        rows(xs).T @ ct_z if active[0] else None,
-        rows(h_before).T @ ct_z if active[1] else None,
+        cpu.product(rows(xs).T, ct_z) if active[0] else None,
+        cpu.product(rows(h_before).T, ct_z) if active[1] else None,
         ct_z.sum(axis=0) if active[2] else None,
     )
 
@@ -154,7 +154,7 @@ def lstm_sequence_pullback(ct, active, xs, w_x, w_h, h_before, c_before, gates, 
     ct_hs, ct_h, ct_c = ct
     ct_z, ct_h, ct_c = choice.lstm_sequence_pullback(ct_hs, ct_h, ct_c, c_before, gates, tanh_cs, w_h)
     return (
-        (rows(ct_z) @ w_x.T).reshape(xs.shape) if active[0] else None,
+        cpu.product(rows(ct_z), w_x.T).reshape(xs.shape) if active[0] else None,
         ct_h,
         ct_c,
         *weight_gradients(active[3:], xs, h_before, ct_z),
@@ -271,10 +271,10 @@ def gru_sequence_pullback(ct, active, xs, w_x, w_h, h_before, gates, inner):
     ct_hs, ct_last = ct
     ct_x, ct_h, ct_first = choice.gru_sequence_pullback(ct_hs, ct_last, h_before, gates, inner, w_h)
     return (
-        (rows(ct_x) @ w_x.T).reshape(xs.shape) if active[0] else None,
+        cpu.product(rows(ct_x), w_x.T).reshape(xs.shape) if active[0] else None,
         ct_first,
-        rows(xs).T @ rows(ct_x) if active[2] else None,
-        rows(h_before).T @ rows(ct_h) if active[3] else None,
+        cpu.product(rows(xs).T, rows(ct_x)) if active[2] else None,
+        cpu.product(rows(h_before).T, rows(ct_h)) if active[3] else None,
         rows(ct_x).sum(axis=0) if active[4] else None,
         rows(ct_h).sum(axis=0) if active[5] else None,
     )
@@ -371,7 +371,7 @@ def rnn_sequence_pullback(ct, active, xs, w_x, w_h, hs, h_before):
     ct_hs, ct_last = ct
     ct_z, ct_first = choice.rnn_sequence_pullback(ct_hs, ct_last, hs, w_h)
     return (
-        (rows(ct_z) @ w_x.T).reshape(xs.shape) if active[0] else None,
+        cpu.product(rows(ct_z), w_x.T).reshape(xs.shape) if active[0] else None,
         ct_first,
         *weight_gradients(active[2:], xs, h_before, ct_z),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import number_beside
+from ..backend.device import put_beside
 from ..backend.scipy import by_scipy
 from ..core.generate import PYTHON_NUMBERS
 from ..core.primitive import Case, elementwise
@@ -64,9 +64,9 @@ SQRT_2PI = math.sqrt(2.0 * math.pi)
 def of_one_dtype(a: Any, b: Any) -> tuple[Any, Any]:
     """`a` and `b`, of which a Python number becomes an array of the dtype of the other."""
     if type(a) in PYTHON_NUMBERS and hasattr(b, "dtype") and b.dtype.kind == "f":
-        return number_beside(a, (b,)).astype(b.dtype), b
+        return put_beside(a, b).astype(b.dtype), b
     if type(b) in PYTHON_NUMBERS and hasattr(a, "dtype") and a.dtype.kind == "f":
-        return a, number_beside(b, (a,)).astype(a.dtype)
+        return a, put_beside(b, a).astype(a.dtype)
     return a, b
 
 

@@ -146,7 +146,7 @@ def nanstd(
     r"""Standard deviation of the elements that are not NaN, with the parameters of `std`. A NaN has gradient 0."""
     a = as_array(a, "nanstd")
     ddof = one_of(ddof, correction, "nanstd")
-    return std(a, axis, ddof=ddof, keepdims=keepdims, where=masked.present(a, where), mean=mean)
+    return root(nanvar(a, axis, ddof=ddof, keepdims=keepdims, where=where, mean=mean))
 
 
 # -- weighted means ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from ..backend.device import on_device
 from ..core.variable import Parameter, Variable
 from ..errors import ArgumentError, NonFiniteError, describe
-from ..kernels import choice
+from ..kernels import choice, cpu
 from ..types import Array
 
 
@@ -57,6 +57,9 @@ def clip_by_norm(params: Iterable[Parameter], limit: float) -> Any:
 
 def clip_on_device(grads: list[Any], limit: float) -> Any:
     """`clip_by_norm` where the gradients are."""
+    kernels = choice.beside(*grads)
+    if kernels is not cpu and all(on_device(grad) and grad.flags.c_contiguous for grad in grads):
+        return np.sqrt(kernels.norm_brought_down(grads, limit))
     norm = np.sqrt(functools.reduce(operator.add, [np.sum(np.square(g, dtype=np.float64)) for g in grads]))
     factor = np.minimum(limit / norm, 1.0)  # of no gradients at all 1: infinity is above it
     for grad in grads:

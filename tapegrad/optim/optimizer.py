@@ -1,7 +1,8 @@
 """What every optimizer shares: it rebinds parameters to new arrays, all of them or none.
 
 On a device, whether a gradient is finite is decided there: if one is not, the step leaves values and averages as they
-were. The host does not wait to be told; a later step raises the error.
+were. The host does not wait to be told; a later step raises the error. Averages are written in place there, so that a
+CUDA graph can repeat a step.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..backend.device import Verdict, device_of, module_beside, moved, on_device, on_host
+from ..backend import capture
+from ..backend.device import device_of, module_beside, moved, on_device, on_host
 from ..core.variable import Parameter, Variable
 from ..errors import ArgumentError, NonFiniteError, ShapeError, describe
-from ..kernels import choice
+from ..kernels import choice, cpu
 from ..types import Array, Shape
+from .numbers import Numbers
 
 HOST: set[type] = {np.ndarray}
 
@@ -58,11 +61,31 @@ class Optimizer:
         require_number(lr, name, "lr")
         self.lr = lr
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
-        self.steps = 0
-        self._verdict: Verdict | None = None  # of the gradients on a device
+        self._counted = 0  # steps that the host knows of
+        self._numbers: Numbers | None = None  # where gradients lie on a device
         self._kinds: set[type] = HOST  # the libraries whose arrays the gradients of the last step were
         # The array that each parameter was given last, and the one before: see `room`.
         self._arrays: list[tuple[Array | None, Array | None]] = [(None, None) for _ in self.params]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        if lr != getattr(self, "_lr", lr):
+            capture.refuse(
+                "a change of the learning rate",
+                "a graph repeats what the device does, and nothing of Python",
+                "Change it between two calls of the captured function: it is read before each launch.",
+            )
+        self._lr = lr
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken; waits for the device if there was one there."""
+        return self._counted + (0 if self._numbers is None else self._numbers.taken())
 
     def zero_grad(self) -> None:
         """Forget the gradients, so that the next sweep starts new ones."""
@@ -79,51 +102,155 @@ class Optimizer:
         kinds = {type(grad) for _, _, grad in live}
         if kinds != self._kinds:  # the parameters have been moved
             self._kinds = kinds
-            for i, p in enumerate(self.params):
-                self._bring_state(i, p)
+            self._bring_states([device_of(p._array) for p in self.params], self.state)
         there = [] if kinds == HOST else [each for each in live if on_device(each[2])]
         here = [each for each in live if not on_device(each[2])] if there else live
         for i, p, grad in here:
             require_finite(grad, f"{type(self).__name__}.step", p.name or f"params[{i}]")
-        made = self._tried_on_device(there) if there else []
+        made = self._made_on_device(there) if there else []
         for i, p, grad in here:
             new = self.room(i, p)
             self.update(new, p._array, grad, self.state[i])
             made.append((i, p, new))
-        self.take(made)
+        self.take(made, counted=not there)
 
-    def _tried_on_device(self, live: list[tuple[int, Variable, Any]]) -> list[tuple[int, Variable, Any]]:
+    # -- on a device ---------------------------------------------------------------------------------------
+
+    def _made_on_device(self, live: list[tuple[int, Variable, Any]]) -> list[tuple[int, Variable, Any]]:
         """New values that are the old ones unless all gradients are finite, which the host does not wait to learn."""
         self._raise_if_refused()
         grads = [grad for _, _, grad in live]
-        finite = functools.reduce(operator.and_, [np.isfinite(grad).all() for grad in grads])
-        if self._verdict is None:
-            self._verdict = Verdict(grads[0])
-        self._verdict.note(finite)
-        made, refused = [], ~finite
-        for i, p, grad in live:
-            state = self.state[i]
-            tried = {name: average.copy() for name, average in state.items()}
-            new = module_beside(grad).empty(p.shape, p.dtype)
-            self.update(new, p._array, grad, tried)
-            np.copyto(new, p._array, where=refused)
-            for name, average in tried.items():
-                before = state.get(name)
-                if on_device(average):
-                    np.copyto(average, 0 if before is None else before, where=refused)
-            self.state[i] = tried
-            made.append((i, p, new))
+        numbers, groups = self._numbers_beside(grads[0]), by_dtype(live)
+        kernels = all(served([grad, p._array]) for (_, p, grad), *_ in groups)
+        if kernels:
+            where = choice.beside(grads[0])
+            where.approve(numbers.agreed, numbers.earlier)
+            for group in groups:
+                where.disapprove([where.in_order(grad, grad.dtype) for _, _, grad in group], numbers.agreed)
+        else:
+            np.add(numbers.earlier, numbers.agreed, out=numbers.earlier)
+            finite = functools.reduce(operator.and_, [np.isfinite(grad).all() for grad in grads])
+            np.copyto(numbers.agreed, finite)
+        numbers.verdict.note(numbers.finite)
+        made = [
+            (i, p, new)
+            for group in groups
+            for (i, p, _), new in zip(
+                group, self.update_on_device(group, numbers, kernels=kernels), strict=True
+            )
+        ]
+        self._tell_capture(numbers, live)
         return made
 
-    def _bring_state(self, i: int, p: Variable) -> None:
-        """Move the averages of the `i`th parameter to where that is; steps are counted on the host."""
-        for name, average in self.state[i].items():
-            if name != "steps":
-                self.state[i][name] = moved(average, device_of(p._array))
+    def _numbers_beside(self, grad: Any) -> Numbers:
+        """The numbers on the device of `grad`, the learning rate as it is now."""
+        lr, numbers = float(self.lr), self._numbers
+        if numbers is None or numbers.device != grad.device.id:
+            self._counted = self.steps
+            numbers = self._numbers = Numbers(grad, lr)
+        numbers.push(lr)
+        return numbers
+
+    def push_lr(self) -> None:
+        """Tell the device of a learning rate that has changed. A step does so itself; before a launch somebody must."""
+        if self._numbers is not None:
+            self._numbers.push(float(self.lr))
+
+    def _tell_capture(self, numbers: Numbers, live: list[tuple[int, Variable, Any]]) -> None:
+        """Name what this step has written in place, and what has to be done before a graph repeats it."""
+        step = capture.now()
+        if step is not None:
+            kept = [array for i, _, _ in live for array in self.state[i].values() if on_device(array)]
+            capture.writes(numbers.counts, *kept)
+            step.before[id(self)] = self.push_lr
+            step.numbers |= {id(array): array for array in numbers.arrays()}
+
+    def update_on_device(self, live: list[Any], numbers: Numbers, *, kernels: bool) -> list[Array]:
+        """New values for `live`, (number, parameter, gradient) each, all of one dtype on one device.
+
+        Values and averages stay as they are where `numbers.finite` is false. `kernels`: Numba's may be launched. This one
+        makes do with `update`; what changes from step to step it cannot leave to a graph.
+        """
+        news = []
+        for i, p, grad in live:
+            tried = {name: average.copy() for name, average in self.state[i].items()}
+            new = module_beside(grad).empty(p.shape, p.dtype)
+            self.update(new, p._array, grad, tried)
+            news.append(self.unless_refused(i, p, new, tried, numbers))
+        return news
+
+    def unless_refused(
+        self, i: int, p: Variable, new: Array, tried: dict[str, Array], numbers: Numbers
+    ) -> Array:
+        """`new`, or the old value; and the averages `tried` in the memory of those of the `i`th parameter, or not."""
+        np.copyto(new, p._array, where=~numbers.finite)
+        for name, average in tried.items():
+            if not on_device(average):
+                self.state[i][name] = average
+            else:
+                np.copyto(self.average(i, name, average), average, where=numbers.finite)
+        return new
+
+    def average(self, i: int, name: str, like: Array) -> Array:
+        """A running average of the `i`th parameter, C-ordered zeros at first; on a device it keeps its memory."""
+        state = self.state[i]
+        if name not in state:
+            with capture.lasting():
+                state[name] = np.zeros_like(like, order="C")
+        return state[name]
+
+    def clocks(self, live: list[Any]) -> Iterator[tuple[Array, list[Any]]]:
+        """Parameters by their count of steps, one array for all that have always stepped together.
+
+        Each comes with those of `live` that it counts for.
+        """
+        groups: dict[int, list[Any]] = {}
+        for each in live:
+            groups.setdefault(id(self.state[each[0]].get("steps")), []).append(each)
+        for members in groups.values():
+            clock = self.state[members[0][0]].get("steps")
+            shared = clock is not None and sum(state.get("steps") is clock for state in self.state)
+            if clock is None or shared > len(members):
+                with capture.lasting():
+                    clock = (
+                        module_beside(members[0][2]).zeros((), np.int64) if clock is None else clock.copy()
+                    )
+                for i, _, _ in members:
+                    self.state[i]["steps"] = clock
+            yield clock, members
+
+    def _in_place(self, i: int, states: list[dict[str, Array]]) -> dict[str, Array]:
+        """The averages of the `i`th parameter from `states`; on a device in the memory of those that it has."""
+        made = {}
+        for name, array in states[i].items():
+            now = self.state[i].get(name)
+            # A count of several parameters stays one only if the number that comes is of the same ones.
+            alike = all(
+                (a.get(name) is now) == (b.get(name) is array)
+                for a, b in zip(self.state, states, strict=True)
+            )
+            if now is not None and on_device(now) and on_device(array) and alike:
+                np.copyto(now, array)
+                array = now
+            made[name] = array
+        return made
+
+    def _bring_states(self, devices: list[Any], states: list[dict[str, Array]]) -> None:
+        """Move the averages of each parameter to its device. What counts for several stays one, or becomes one there."""
+        counts: dict[Any, Array] = {}
+        for state, device in zip(states, devices, strict=True):
+            for name, array in state.items():
+                if name != "steps":
+                    state[name] = moved(array, device)
+                    continue
+                key = id(array) if on_device(array) else int(array), str(device)
+                if key not in counts or device == "cpu":  # on the host each has its own
+                    counts[key] = moved(array, device)
+                state[name] = counts[key]
 
     def _raise_if_refused(self) -> None:
         """Raise NonFiniteError if the host knows by now of a step that was not taken."""
-        if self._verdict is not None and self._verdict.failed():
+        if self._numbers is not None and self._numbers.verdict.failed():
             raise NonFiniteError(
                 f"{type(self).__name__}.step: a gradient on the device was NaN or infinite, one step ago or a few.\n"
                 f"  That step changed nothing. Look for NaN in the data or the carried state, lower lr, or clip the gradients."
@@ -131,16 +258,13 @@ class Optimizer:
 
     def check(self) -> None:
         """Wait for the device, and raise NonFiniteError if it has refused a step. On the host every step says so itself."""
-        if self._verdict is not None:
-            self._verdict.wait()
+        if self._numbers is not None:
+            self._numbers.verdict.wait()
             self._raise_if_refused()
 
     def to(self, device: Any) -> Optimizer:
         """This optimizer, its running averages moved to `device`. A step moves them to their parameters, too."""
-        for state in self.state:
-            for name, average in state.items():
-                if name != "steps":
-                    state[name] = moved(average, device)
+        self._bring_states([device] * len(self.params), self.state)
         self._kinds = set()
         self._arrays = [(None, None) for _ in self.params]
         return self
@@ -159,12 +283,14 @@ class Optimizer:
             return spare
         return aligned(value.shape, value.dtype)
 
-    def take(self, made: list[tuple[int, Variable, Array]]) -> None:
-        """Rebind every parameter to its new array."""
-        self.steps += 1
+    def take(self, made: list[tuple[int, Variable, Array]], counted: bool = True) -> None:
+        """Rebind every parameter to its new array. Steps on a device are counted there."""
+        self._counted += counted
         for i, p, new in made:
             ours, _ = self._arrays[i]
-            self._arrays[i] = (new, ours if p._array is ours else None)
+            self._arrays[i] = (None, None)
+            if type(new) is np.ndarray:
+                self._arrays[i] = (new, ours if p._array is ours else None)
             p.rebind(new)
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,10 +319,26 @@ class Optimizer:
                         f"{type(self).__name__}.load_state_dict: `{key}` is {describe(array)}, "
                         f"and its parameter {describe(self.params[int(index)])}."
                     )
-                on = self.params[int(index)]._array
-                state[int(index)][name] = array if name == "steps" else moved(array, device_of(on))
+                state[int(index)][name] = array
         self._kinds = set()
-        self.state, self.steps, self.lr = state, int(saved["steps"]), float(saved["lr"])
+        self._bring_states([device_of(p._array) for p in self.params], state)
+        self.state = [self._in_place(i, state) for i in range(count)]
+        self.lr, self._counted = float(saved["lr"]), int(saved["steps"])
+        if self._numbers is not None:
+            self._numbers.forget()
+
+
+def by_dtype(live: list[Any]) -> list[list[Any]]:
+    """Parameters with their gradients, in lists of one dtype."""
+    groups: dict[Any, list[Any]] = {}
+    for each in live:
+        groups.setdefault((each[1].dtype, each[2].dtype), []).append(each)
+    return [*groups.values()]
+
+
+def served(arrays: list[Array]) -> bool:
+    """Whether Numba's kernels compute with these arrays of a device."""
+    return choice.beside(*arrays) is not cpu
 
 
 def require_number(value: Any, where: str, name: str, least: float = 0.0) -> None:

@@ -13,6 +13,7 @@ from ..errors import ArgumentError
 from ..kernels import choice, cpu
 from ..program.settle import Deferred
 from ..types import Array
+from .numbers import Numbers
 from .optimizer import Optimizer, alone, require_finite
 
 
@@ -63,3 +64,29 @@ class SGD(Optimizer):
         if "velocity" not in state:
             state["velocity"] = np.zeros_like(grad, order="C")
         choice.momentum(value, grad, state["velocity"], new, float(self.lr), self.momentum)
+
+    def update_on_device(self, live: list[Any], numbers: Numbers, *, kernels: bool) -> list[Array]:
+        dtype = live[0][2].dtype
+        velocities = [self.average(i, "velocity", grad) for i, _, grad in live] if self.momentum else []
+        if not kernels:
+            return [self.by_cupy(i, p, grad, numbers) for i, p, grad in live]
+        where = choice.beside(live[0][2])
+        values = [where.in_order(p._array, dtype) for _, p, _ in live]
+        grads = [where.in_order(grad, dtype) for _, _, grad in live]
+        news = [where.room(p.shape, dtype) for _, p, _ in live]
+        if self.momentum:
+            rates = numbers.rates(dtype, self.momentum)
+            where.momentum(values, grads, velocities, news, rates, numbers.agreed)
+        else:
+            where.sgd(values, grads, news, numbers.rates(dtype), numbers.agreed)
+        return news
+
+    def by_cupy(self, i: int, p: Any, grad: Array, numbers: Numbers) -> Array:
+        """A new value by CuPy's functions, which cannot leave a velocity alone: they get a copy."""
+        new, lr = numbers.cupy.empty(p.shape, p.dtype), numbers.lr_as(grad.dtype)
+        if not self.momentum:
+            cpu.descend(p._array, grad, new, lr)
+            return self.unless_refused(i, p, new, {}, numbers)
+        tried = {"velocity": self.state[i]["velocity"].copy()}
+        cpu.momentum(p._array, grad, tried["velocity"], new, lr, self.momentum)
+        return self.unless_refused(i, p, new, tried, numbers)

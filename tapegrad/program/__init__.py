@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..backend.device import in_use, on_device
 from ..core.capacitor import CapacitorTape
 from ..core.sweep import Sweep
 from ..core.window import Clock, WindowSegment
@@ -26,12 +27,15 @@ class Programs:
             )
         self.tape, self.mode = tape, mode
         self._replays: Any = None
+        self._on_device: Any = None
         self.straight: Any = None
 
     def run(self, sweep: Sweep, window: Sequence[WindowSegment], clocks: Sequence[Clock]) -> bool:
         """Sweep by programs. False, and nothing has changed, if it has to be done by rules."""
         if self.mode is False:
             return False
+        if in_use() and any(on_device(loss.seed) for s in window for loss in s.losses):
+            return self.mode is True and self.on_device.run(sweep, window, clocks)
         if self.mode == "exact":
             sweep.straight = self._exact()
             return False
@@ -46,12 +50,24 @@ class Programs:
             self._replays = Replays(self.tape, self.mode)
         return self._replays
 
+    @property
+    def on_device(self) -> Any:
+        """The kernels' side of it, for arrays on a device; imported now."""
+        if self._on_device is None:
+            from .device_window import DeviceWindow
+
+            self._on_device = DeviceWindow(self.tape)
+        return self._on_device
+
     def _exact(self) -> Any:
-        if self.straight is None and not self.tape.recording and self.tape.weights != "replay":
+        # An open segment may go on as none did that began like it.
+        if self.tape.recording or self.tape.weights == "replay":
+            return None
+        if self.straight is None:
             from .exact import Exact
 
             self.straight = Exact()
-        return self.straight and self.straight.pull
+        return self.straight.pull
 
     def again(self, root: Any) -> Sweep | None:
         """The sweep for the loss `root` if everything goes on as in the sweep before; None, and nothing changed, if not."""
@@ -64,13 +80,16 @@ class Programs:
             return "# compile=False: swept by rules"
         if self.straight is not None:
             return str(self.straight.source())
-        text = "" if self._replays is None else str(self._replays.source())
-        return text or "# no program yet: a segment is compiled when one like it has been recorded twice"
+        made = [side.source() for side in (self._replays, self._on_device) if side is not None]
+        return (
+            "\n\n\n".join(text for text in made if text)
+            or "# no program yet: a segment is compiled when one like it has been recorded twice"
+        )
 
     @property
     def nbytes(self) -> int:
         """Bytes of the rings and buffers of the programs."""
-        return 0 if self._replays is None else self._replays.nbytes
+        return sum(side.nbytes for side in (self._replays, self._on_device) if side is not None)
 
     def state_dict(self, note: Any) -> Any:
         """What a snapshot holds of it: text, numbers and lists, or None. `note` is told the leaves' slots."""
@@ -85,6 +104,8 @@ class Programs:
         """Forget the segments; the programs stay, for the next sequence is likely to be like the last."""
         if self._replays is not None:
             self._replays.reset()
+        if self._on_device is not None:
+            self._on_device.forget()
 
 
 class ProgramText(str):

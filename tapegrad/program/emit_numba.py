@@ -18,7 +18,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ import numpy as np
 
 from ..core.variable import LEAVES
 from ..errors import ShapeError, describe
+from ..kernels.cache import cache_folder, write
 from ..types import Array, Shape
 from .loops import Loops, Memory, Number, Operand, Refused, View, literal, loops, number_type
 from .plan import Plan, Ref, Step, Value
@@ -683,29 +683,15 @@ NUMBERS = (
 )  # fmt: skip
 
 
-def cache_folder() -> Path:
-    """Where programs are kept: TAPEGRAD_CACHE in the environment, or a folder of the user's."""
-    named = os.environ.get("TAPEGRAD_CACHE")
-    return (
-        Path(named)
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tapegrad"
-    )
-
-
 def kept_source(name: str, text: str) -> Path | None:
     """The file that holds a program's source, beside which Numba keeps what it compiled; None if there is no place."""
     try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name
-        if not path.exists() or path.read_text() != text:
-            # Written elsewhere and renamed: another process sees all of it or nothing.
-            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-                file.write(text)
-            os.replace(file.name, path)
-        (folder / "__pycache__").mkdir(exist_ok=True)
-        return path if os.access(folder / "__pycache__", os.W_OK) else None
+        path = cache_folder() / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write(path, text)
+        beside = path.parent / "__pycache__"
+        beside.mkdir(exist_ok=True)
+        return path if os.access(beside, os.W_OK) else None
     except (OSError, RuntimeError):
         return None
 

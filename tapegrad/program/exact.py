@@ -98,6 +98,8 @@ class Exact:
 
     def pull(self, sweep: Sweep, segment: WindowSegment, entries: Sequence[Entry]) -> bool:
         """Pull what `sweep` holds for the values of `segment` back through it. False if it is to be done by rules."""
+        if len(segment.spans) != 1:  # a part that is dropped leaves other entries behind
+            return False
         straight = segment.seat or self.of(segment)
         if straight is None:
             return False

@@ -272,8 +272,8 @@ class Replays:
             return None
         inside = {id(rings) for rings, _ in body.groups} <= {id(rings) for rings, _ in head.groups}
         complete = set(dict(body.program.feeds or {}).values()) <= set(head.leaving)
-        link = newest.seat.link
-        if not inside or not complete or link is None or (count > 1 and window[-2].seat.link != link):
+        # Side by side and linked alike, all of them: the next sweep counts places back from the newest.
+        if not inside or not complete or newest.seat.run < count:
             return None
         made = Steady(self, newest, position, head, body)
         made.count = len(window)

@@ -246,9 +246,11 @@ class Pass:
         for slot, total in (*self.totals.values(), *self.ruled):
             settlement.totals.setdefault(slot, []).append(total)
         sweep = self.sweep
-        for slot, ct in self.pending.items():  # a leaf that is a root itself
-            if slot < 0:
+        for slot, ct in self.pending.items():
+            if slot < 0:  # a leaf that is a root itself
                 sweep.add(slot, ct)
+            elif slot in sweep.kept:  # beyond the left edge
+                self.kept[slot] = np.array(ct)
         sweep.kept.update({slot: ct for slot, ct in self.kept.items() if slot in sweep.kept})
         sweep._seeded |= self.seeded
         sweep.losses = len(sweep._seeded)

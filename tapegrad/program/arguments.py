@@ -1,0 +1,103 @@
+"""What a captured step is called with: arrays that each call gives anew, a state, and what stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..backend.device import on_device
+from ..core.variable import Variable, result
+from ..errors import describe
+from ..nest import flat, rebuilt
+
+
+class NotSteady(Exception):
+    """A call that is not like the one before: the step runs eagerly, and is looked at again from the beginning."""
+
+
+def array_in(value: Any) -> Any:
+    """The array of a Variable, or the value itself."""
+    return value._array if isinstance(value, Variable) else value
+
+
+class Input:
+    """An array on the device that each call gives anew: copied to a place of its own."""
+
+    def __init__(self, value: Any, cupy: Any) -> None:
+        self.array = cupy.empty(value.shape, value.dtype)
+        self.given = result(self.array, 0) if isinstance(value, Variable) else self.array
+
+
+class State:
+    """A Variable on its way from a step to the next: the `at`th thing that a step returns."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+
+class Arguments:
+    """The form of a step's arguments: for each an Input, a State, or the thing itself, which stays the same."""
+
+    def __init__(self, args: Any, kwargs: Any, cupy: Any) -> None:
+        self.nest = args, kwargs
+        self.parts: list[Any] = []
+        for value in flat(self.nest):
+            if isinstance(value, Variable) and value._slot > 0:
+                self.parts.append(State(-1))
+            elif on_device(array_in(value)) and getattr(value, "_slot", 0) == 0:
+                self.parts.append(Input(value, cupy))
+            else:
+                self.parts.append(value)
+        self.inputs = [part.array for part in self.parts if isinstance(part, Input)]
+
+    def accept(self, args: Any, kwargs: Any, returned: list[Any]) -> list[Any]:
+        """The arrays of a call's inputs. Raises NotSteady if it is not like the first; `returned` by the call before."""
+        values = flat((args, kwargs))
+        if len(values) != len(self.parts):
+            raise NotSteady(f"{len(values)} things came in its arguments, and {len(self.parts)} before")
+        inputs = []
+        for part, value in zip(self.parts, values, strict=True):
+            if type(part) is Input:
+                array = value._array if isinstance(value, Variable) else value
+                if not on_device(array) or array.shape != part.array.shape or array.dtype != part.array.dtype:
+                    raise NotSteady(
+                        f"{describe(value)} came, and {describe(part.array)} on the device before"
+                    )
+                inputs.append(array)
+            elif type(part) is State:
+                if part.at < 0:
+                    part.at = next((i for i, other in enumerate(returned) if other is value), -1)
+                if not 0 <= part.at < len(returned) or returned[part.at] is not value:
+                    raise NotSteady("a state is not what the last call returned")
+            elif part is not value and not same(part, value):
+                raise NotSteady(
+                    f"{describe(value)} came, and {describe(part)} before; only arrays on the device may change"
+                )
+        return inputs
+
+    def rebuilt(self, returned: list[Any]) -> Any:
+        """(args, kwargs) with the inputs' own memory, and the state among `returned`."""
+        values = [
+            part.given if type(part) is Input else returned[part.at] if type(part) is State else part
+            for part in self.parts
+        ]
+        return rebuilt(self.nest, values)
+
+    def handed_out(self, returned: list[Any], copied: Callable[[Any], Any]) -> list[Any]:
+        """What the caller gets of what a step returned: a state as it is, which the next call brings back, and copies
+        of other arrays, for later steps write to the same memory."""
+        carried = self.carried
+        return [
+            value if at in carried or not on_device(array_in(value)) else copied(value)
+            for at, value in enumerate(returned)
+        ]
+
+    @property
+    def carried(self) -> set[int]:
+        """The positions of a state among what a step returns."""
+        return {part.at for part in self.parts if type(part) is State}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain things are equal."""
+    return type(a) is type(b) and isinstance(a, (int, float, str, bool)) and a == b

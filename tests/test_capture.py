@@ -1,0 +1,399 @@
+"""Captured loops on the stand-in for CuPy, against the same loops on the host. See `strict_cupy.py` for what it plays.
+
+During a capture the stand-in computes nothing; a launch computes what was queued, in the memory it was queued for.
+So a graph that reads another step's memory, or memory that was given away, shows here as it would on a device.
+"""
+
+import gc
+import importlib.util
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from tapegrad.kernels.cuda import blas, model, source
+
+import tapegrad as tg
+from tapegrad.backend import capture
+from tapegrad.program import arenas
+from tapegrad.program.rehearsal import period_of
+
+
+def beside(name):
+    """A module that lies beside this file."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+strict_cupy, fake_cublas = beside("strict_cupy"), beside("fake_cublas")
+F32, F64 = np.float32, np.float64
+CELLS = {"lstm": tg.nn.LSTMCell, "gru": tg.nn.GRUCell, "rnn": tg.nn.RNNCell}
+SCHEDULES = {
+    "sliding": tg.Sliding(4),
+    "every second": tg.Sliding(5, stride=2),
+    "chunks": tg.Chunked(3),
+    "one": tg.Sliding(1),
+}
+
+
+def move_ages(grid, block, args, shared_mem):
+    """`ages.cu`, the oldest place first."""
+    memory, quads, places, by = args
+    rows = memory.reshape(-1, int(quads) * 16)
+    for at in range(int(places) - 1, -1, -1):
+        rows[at + int(by)] = rows[at]
+
+
+@pytest.fixture(autouse=True)
+def cupy(monkeypatch):
+    source.compiled.cache_clear()
+    monkeypatch.setitem(strict_cupy.KERNELS, "move_ages", move_ages)
+    monkeypatch.setattr(model, "WAY", "generic")  # by rules; see test_device_window.py for the others
+    with strict_cupy.installed() as module:
+        library = fake_cublas.Library()
+        monkeypatch.setattr(blas, "loaded_library", lambda: library)
+        yield module
+        capture.LATEST.clear()  # handles of this library
+        gc.collect()
+        assert not library.problems
+    source.compiled.cache_clear()
+
+
+class Loop:
+    """A loop with a cell, a readout and a loss, on the host or on the device."""
+
+    def __init__(
+        self,
+        device,
+        cell="lstm",
+        schedule="sliding",
+        weights="current",
+        optimizer="sgd",
+        dtype=F64,
+        captured=None,
+    ):
+        self.device, self.dtype = device, dtype
+        self.cell = CELLS[cell](3, 4, rng=0, dtype=dtype).to(device)
+        self.readout = tg.nn.Linear(4, 5, rng=1, dtype=dtype).to(device)
+        self.parameters = parameters = [*self.cell.parameters(), *self.readout.parameters()]
+        made = {"sgd": tg.optim.SGD, "adam": tg.optim.Adam}[optimizer]
+        self.optimizer = made(parameters, 0.05)
+        self.tape = tg.CapacitorTape(SCHEDULES.get(schedule, schedule), weights=weights)
+        self.state = self.initial()
+        captured = device != "cpu" if captured is None else captured
+        self.step = tg.capture(self.body) if captured else self.body
+        self.extra = None  # what else the body is to do
+
+    def initial(self):
+        return self.cell.initial_state(2)
+
+    def body(self, x, target, state):
+        with self.tape:
+            out, state = self.cell(x, state)
+            loss = tg.softmax_cross_entropy(self.readout(out), target)
+        if self.extra:
+            self.extra(self, x, loss)
+        if self.tape.backward(loss):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss, state
+
+    def run(self, data):
+        """The losses, as numbers of the host's."""
+        losses = []
+        for x, target in data:
+            x, target = (tg.asarray(v, device=self.device) for v in (x, target))
+            loss, self.state = self.step(x, target, self.state)
+            losses.append(loss)
+        return [float(on_host(loss)) for loss in losses]
+
+    def weights(self):
+        return [on_host(p) for p in self.parameters]
+
+
+def on_host(v):
+    array = getattr(v, "_array", v)
+    return array.get() if hasattr(array, "get") else array
+
+
+def stream(steps, dtype=F64, seed=0):
+    rng = np.random.default_rng(seed)
+    return [(rng.standard_normal((2, 3)).astype(dtype), rng.integers(0, 5, 2)) for _ in range(steps)]
+
+
+def both(steps=40, meanwhile=None, **how):
+    """The loop on the device, after as many steps as the one on the host, with equal results."""
+    data = stream(steps, how.get("dtype", F64))
+    there, here = Loop("cuda", **how), Loop("cpu", **how)
+    if meanwhile is None:
+        found, expected = there.run(data), here.run(data)
+    else:
+        found, expected = meanwhile(there, data), meanwhile(here, data)
+    close(found, expected, how.get("dtype", F64))
+    for a, b in zip(there.weights(), here.weights(), strict=True):
+        close(a, b, how.get("dtype", F64))
+    return there
+
+
+def close(found, expected, dtype=F64):
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-5 if dtype is F32 else 1e-11, atol=1e-5 if dtype is F32 else 1e-12
+    )
+
+
+@pytest.mark.parametrize("weights", ["current", "recorded"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_captured_loop_gives_what_the_host_gives(cell, schedule, weights):
+    loop = both(cell=cell, schedule=schedule, weights=weights)
+    assert loop.step.reason == "" and loop.step.launches > 5
+    assert loop.step.graphs == period_of(SCHEDULES[schedule])
+
+
+@pytest.mark.parametrize(("optimizer", "dtype"), [("sgd", F32), ("adam", F64)])
+def test_in_single_precision_and_with_averages(optimizer, dtype):
+    loop = both(optimizer=optimizer, dtype=dtype)
+    assert loop.step.graphs == 1 and loop.step.reason == ""
+
+
+def test_one_graph_serves_every_phase_of_the_window():
+    loop = both(steps=60, schedule="sliding")
+    assert loop.step.graphs == 1 and loop.step.launches > 40
+
+
+def test_a_launch_takes_no_new_memory(cupy):
+    loop = Loop("cuda")
+    loop.run(stream(30))
+    pool = cupy.get_default_memory_pool()
+    data = [tuple(tg.asarray(v, device="cuda") for v in pair) for pair in stream(5)]
+
+    def launched(times):
+        for i in range(times):
+            loss, loop.state = loop.step(*data[i % 5], loop.state)
+        del loss
+        return pool.used_bytes(), pool.total_bytes()
+
+    assert launched(5) == launched(2000)
+    assert loop.step.launches > 2000
+
+
+def test_what_is_returned_stays_as_it_is():
+    loop = Loop("cuda")
+    data = [tuple(tg.asarray(v, device="cuda") for v in pair) for pair in stream(40)]
+    losses, seen = [], []
+    for x, target in data:
+        loss, loop.state = loop.step(x, target, loop.state)
+        losses.append(loss)
+        seen.append(on_host(loss).copy())
+    assert loop.step.launches > 20
+    assert [float(on_host(loss)) for loss in losses] == [float(loss) for loss in seen]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_learning_rate_reaches_the_next_launch(optimizer):
+    def changing(loop, data):
+        losses = []
+        for i, pair in enumerate(data):
+            loop.optimizer.lr = 0.05 / (1 + i // 5)
+            losses += loop.run([pair])
+        return losses
+
+    assert both(meanwhile=changing, optimizer=optimizer, steps=50).step.launches > 20
+
+
+def test_a_state_that_is_new_begins_a_window_as_it_would_without_a_graph():
+    def with_resets(loop, data):
+        losses = []
+        for i, pair in enumerate(data):
+            if i in (25, 55):
+                loop.tape.reset()
+                loop.state = loop.initial()
+            losses += loop.run([pair])
+        return losses
+
+    loop = both(meanwhile=with_resets, steps=90)
+    assert loop.step.graphs == 1 and loop.step.reason == ""  # captured again
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_loop_leaves_its_graphs_in_any_phase_with_its_window_as_it_is(schedule):
+    for extra in range(4):
+
+        def leaving(loop, data, extra=extra):
+            losses = loop.run(data[: 30 + extra])
+            if loop.device == "cuda":
+                assert loop.step.graphs
+                loop.step.release()
+                assert not loop.step.graphs
+            return losses + loop.run(data[30 + extra :])
+
+        assert both(meanwhile=leaving, schedule=schedule, steps=36).step.reason == ""
+
+
+def test_shapes_and_settings_that_change_are_met_eagerly():
+    def changing(loop, data):
+        losses = loop.run(data[:25])
+        loop.tape.reset()
+        loop.state = loop.cell.initial_state(1)
+        losses += loop.run([(x[:1], target[:1]) for x, target in data[25:30]])
+        loop.tape.reset()
+        loop.state = loop.initial()
+        return losses + loop.run(data[30:])
+
+    assert both(meanwhile=changing, steps=60).step.graphs == 1
+
+
+def test_plain_arguments_stay_the_same_or_the_step_is_eager(cupy):
+    calls = []
+
+    @tg.capture
+    def step(x, state, scale, mode="a"):
+        calls.append(scale)
+        with tape:
+            state = tg.tanh(x * scale + state * w)
+            loss = tg.sum(tg.square(state))
+        if tape.backward(loss):
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss, state
+
+    tape, w = tg.CapacitorTape(2, weights="current"), tg.Parameter(cupy.ones(3))
+    optimizer = tg.optim.SGD([w], 0.1)
+    state = tg.constant(cupy.zeros(3))
+    for _ in range(20):
+        _, state = step(cupy.ones(3), state, 0.5, mode="b")
+    assert step.graphs == 1
+    many = len(calls)
+    _, state = step(cupy.ones(3), state, 0.25, mode="b")
+    assert len(calls) == many + 1 and not step.graphs and step.reason == ""
+
+
+# -- what cannot be captured ---------------------------------------------------------------------------------
+
+
+def refused(extra, caplog, **how):
+    """The loop with something more in its body: the reason why it has no graph. Its numbers are the host's."""
+    data = stream(40)
+    there, here = Loop("cuda", **how), Loop("cpu", **how)
+    there.extra = here.extra = extra
+    close(there.run(data), here.run(data))
+    for a, b in zip(there.weights(), here.weights(), strict=True):
+        close(a, b)
+    assert not there.step.graphs and not there.step.launches
+    assert there.step.reason and there.step.reason in caplog.text
+    return there.step.reason
+
+
+def test_numbers_that_are_read_in_the_step(caplog):
+    assert "capturing" in refused(lambda loop, x, loss: loop.optimizer.check() or float(loss.value), caplog)
+
+
+def test_data_that_comes_from_the_host_in_the_step(caplog):
+    rng = np.random.default_rng(3)
+
+    def noise(loop, x, loss):
+        tg.asarray(rng.standard_normal(3), device=loop.device)
+
+    assert "from the host" in refused(noise, caplog)
+
+
+def test_an_array_that_outlives_the_step(caplog):
+    kept = {}
+
+    def remember(loop, x, loss):
+        kept[loop.device] = x * 0.5 + kept.get(loop.device, 0.0)
+
+    assert "outlives" in refused(remember, caplog)
+
+
+def accumulating(device, zero_grad):
+    """A captured loop without an optimizer, whose gradients go on; after `zero_grad` at the beginning of a step."""
+    tape, w = tg.CapacitorTape(2, weights="current"), tg.Parameter(np.ones(3))
+    w._array = tg.asarray(w._array, device=device)
+
+    @tg.capture
+    def step(x, state):
+        if zero_grad:
+            w.grad = None
+        with tape:
+            state = tg.tanh(x + state * w)
+            loss = tg.sum(tg.square(state))
+        tape.backward(loss)
+        return loss, state
+
+    state = tg.constant(tg.asarray(np.zeros(3), device=device))
+    for x in np.random.default_rng(0).standard_normal((30, 3)):
+        _, state = step(tg.asarray(x, device=device), state)
+    return step, on_host(w.grad)
+
+
+def test_gradients_may_be_added_up_over_all_steps():
+    step, grad = accumulating("cuda", zero_grad=False)
+    close(grad, accumulating("cpu", zero_grad=False)[1])
+    assert step.graphs == 1
+
+
+def test_gradients_that_a_step_leaves_behind(caplog):
+    step, grad = accumulating("cuda", zero_grad=True)
+    close(grad, accumulating("cpu", zero_grad=True)[1])
+    assert not step.graphs and "zero_grad" in step.reason
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [tg.Tolerance(1e-3, tg.Sliding(4)), tg.Randomized(2.0, longest=4, seed=0), tg.Sliding(90, stride=70)],
+)
+def test_schedules_that_do_not_repeat_themselves(schedule, caplog):
+    assert "repeat" in refused(None, caplog, schedule=schedule)
+
+
+def test_windows_that_are_run_again(caplog):
+    assert "replay" in refused(None, caplog, weights="replay")
+
+
+def test_a_graph_that_does_something_else_is_not_used(monkeypatch, caplog):
+    moved = arenas.Arenas.age
+    monkeypatch.setattr(arenas.Arenas, "age", lambda self, places, by: moved(self, places - 1, by))
+    assert "differs" in refused(None, caplog)
+
+
+def test_a_gradient_that_is_not_finite_is_told_soon():
+    loop = Loop("cuda")
+    data = stream(60)
+    loop.run(data[:30])
+    weights = loop.weights()
+    bad = data[30][0] * np.nan
+    with pytest.raises(tg.NonFiniteError):
+        for _ in range(40):
+            loop.run([(bad, data[30][1])])
+    for a, b in zip(weights, loop.weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_on_the_host_the_step_is_the_function():
+    loop = Loop("cpu", captured=True)
+    plain = Loop("cpu")
+    assert loop.run(stream(20)) == plain.run(stream(20))
+    assert loop.step.graphs == 0 and loop.step.reason == "" and loop.step.__name__ == "body"
+
+
+def test_what_is_no_function():
+    with pytest.raises(tg.ArgumentError, match="capture: `step` must be a function"):
+        tg.capture(3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "period"),
+    [
+        (tg.Sliding(5), 1),
+        (tg.Sliding(5, stride=3), 3),
+        (tg.Chunked(7), 7),
+        (tg.Full(), None),
+        (tg.BurnIn(3, 2), 5),
+    ],
+)
+def test_the_period_of_a_schedule(schedule, period):
+    assert period_of(schedule) == period
