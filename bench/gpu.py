@@ -4,6 +4,7 @@
     python bench/gpu.py --quick                 a minute, to runs/
     python bench/gpu.py --only 256,1,20         hidden, batch, window; an empty field is any
     python bench/gpu.py --minutes 20            more time: nothing is left out
+    python bench/gpu.py --ways                  besides, each way to sweep a window that the model chooses among
     python bench/gpu.py --probe                 what the design rests on: barriers, captures, gaps between kernels
     python bench/gpu.py --dry                   tiny sizes on the CPU: sees that this file works
 
@@ -60,6 +61,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds of few sizes, written to runs/")
     parser.add_argument("--only", default="", help="H,B,K: sizes; an empty field is any")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="after which sizes are left out")
+    parser.add_argument(
+        "--ways", action="store_true", help="each way to sweep a window, as rows of their own"
+    )
     parser.add_argument("--probe", nargs="?", const="all", help="what the design rests on, instead")
     parser.add_argument("--dry", action="store_true", help="on the CPU, to test this file")
     parser.add_argument("--child", nargs=3, metavar=("PRECISION", "UNTIL", "FILE"), help=argparse.SUPPRESS)
@@ -107,7 +111,7 @@ def run(options: argparse.Namespace, device: dict[str, Any] | None) -> int:
 
 def in_a_process(precision: str, options: argparse.Namespace, until: float) -> dict[str, Any]:
     """What a Python of its own measures: libraries read their precision when they start, and a CUDA error ends one process."""
-    flags = [*(["--dry"] if options.dry else []), *(["--quick"] if options.quick else [])]
+    flags = [f"--{name}" for name in ("dry", "quick", "ways") if getattr(options, name)]
     settings = {"CUPY_TF32": "1" if precision == "tf32" else "0"}
     if precision == "ieee":
         settings["NVIDIA_TF32_OVERRIDE"] = "0"  # whatever a library would choose
@@ -139,7 +143,7 @@ def in_a_process(precision: str, options: argparse.Namespace, until: float) -> d
 def measured(precision: str, options: argparse.Namespace, until: float) -> dict[str, Any]:
     """Everything of one precision that fits before `until`, the time of day in seconds."""
     works, rounds = chosen(options), 2 if options.quick or options.dry else ROUNDS
-    makers, jax_makers, missing = contenders(precision, options.dry)
+    makers, jax_makers, missing = contenders(precision, options.dry, options.ways)
     gc.collect()
     gc.freeze()  # the libraries' objects: a collection between turns, or in a capture, need not walk through them
     found: dict[str, Any] = {"sizes": [], "missing": missing, "left_out": [], "wrong": []}
@@ -174,7 +178,9 @@ def chosen(options: argparse.Namespace) -> list[tuple[int, int, int]]:
     return [size for size in works if all(w in (None, s) for w, s in zip(wanted, size, strict=False))]
 
 
-def contenders(precision: str, dry: bool) -> tuple[Callable[[Work], Makers], Any, dict[str, str]]:
+def contenders(
+    precision: str, dry: bool, ways: bool = False
+) -> tuple[Callable[[Work], Makers], Any, dict[str, str]]:
     """(who takes part, JAX apart or None, why others do not), each by what it is called with a Work."""
     from peers import on_gpu
 
@@ -191,6 +197,8 @@ def contenders(precision: str, dry: bool) -> tuple[Callable[[Work], Makers], Any
             goals.OURS: lambda: on_gpu.Taped(work, device, captured=True),
             goals.EAGER: lambda: on_gpu.Taped(work, device, captured=False),
         }
+        for name, way in goals.WAYS.items() if ways else ():
+            found[name] = lambda way=way: on_gpu.Taped(work, device, captured=True, way=way)
         if torch_peers:
             t = torch_peers
             found |= {
@@ -235,6 +243,8 @@ def held(work: Work, makers: Makers, precision: str, rounds: int) -> dict[str, A
             gradients[name] = contender.gradient()
             contender.lr = work.lr
             taking_part[name] = contender
+            if name == goals.OURS:
+                found["swept"] = contender.swept()
             if name == goals.OURS and (why := contender.fell_back()):
                 found["wrong"].append(f"{title(work)}: {name} ran eagerly: {why}")
         except Exception as error:  # a contender that cannot run must not end the others' contest
@@ -380,7 +390,7 @@ def at_a_glance(of_size: dict[str, Any], *names: str) -> str:
 def show(heading: str, results: dict[str, Any], list_all: bool) -> None:
     """The tables of one precision."""
     sizes = sorted(results["sizes"], key=lambda s: (s["hidden"], s["batch"], s["window"]))
-    names = [n for n in (goals.OURS, goals.EAGER, goals.CELLS, goals.CELLS_IN_GRAPH, goals.CUDNN, goals.CUDNN_IN_GRAPH,
+    names = [n for n in (goals.OURS, *goals.WAYS, goals.EAGER, goals.CELLS, goals.CELLS_IN_GRAPH, goals.CUDNN, goals.CUDNN_IN_GRAPH,
                          goals.JAX) if any(n in s["rows"] for s in sizes)]  # fmt: skip
     weights = {name: next(s["rows"][name]["weights"] for s in sizes if name in s["rows"]) for name in names}
     for key, what in (("us", "wall"), ("device_us", "device"), ("host_us", "the host's calls")):

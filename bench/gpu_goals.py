@@ -12,6 +12,8 @@ OURS, EAGER = "tapegrad, captured", "tapegrad, eager"
 CELLS, CELLS_IN_GRAPH = "PyTorch LSTMCell, eager", "PyTorch LSTMCell, CUDA graph"
 CUDNN, CUDNN_IN_GRAPH = "cuDNN nn.LSTM, eager", "cuDNN nn.LSTM, CUDA graph"
 JAX = "JAX, jitted scan"
+# How a window may be swept, each asked for by name; OURS is the model's choice among them.
+WAYS = {f"tapegrad, captured, {way}": way for way in ("persistent", "alternating", "generic")}
 
 HIDDEN, BATCH, WINDOW = (256, 512, 1024), (1, 16, 64), (5, 20, 50)
 # By hidden units and rows; windows of 5, 20 and 50 steps.

@@ -137,11 +137,24 @@ def compiled(kernel: Kernel, dtype: Any, arrays: int, capability: str) -> Any:
     cc = int(capability[:-1]), int(capability[-1])
     ptx, _ = gpu_launch.cuda.compile_ptx(kernel.function, signature, cc=cc)
     (name,) = re.findall(r"\.visible \.entry ([\w$]+)", ptx)
-    file = pathlib.Path(folder().name) / f"{kernel.__name__}_{dtype}_{arrays}_{capability}.ptx"
-    file.write_text(ptx)
+    file = pathlib.Path(folder().name) / f"{kernel.__name__}_{dtype}_{arrays}_{capability}"
+    file.write_bytes(assembled(ptx, capability))
     made = cupy.RawModule(path=str(file)).get_function(name)
     made.compile()  # for this device; for another like it CuPy reads the file again
     return made
+
+
+def assembled(ptx: str, capability: str) -> bytes:
+    """The machine's code where NVIDIA's linker is there, which numba-cuda brings; else the PTX itself.
+
+    A driver refuses PTX of a compiler that is newer than it is, and takes code.
+    """
+    try:
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+    except ImportError:
+        return ptx.encode()
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=f"sm_{capability}"))
+    return bytes(linker.link("cubin").code)
 
 
 @functools.cache

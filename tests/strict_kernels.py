@@ -133,7 +133,16 @@ def step_backward(cell, grid, block, args, shared_mem=0):
             to[...] = ct
 
 
+def move_ages(grid, block, args, shared_mem=0):
+    """`ages.cu`: the oldest place first."""
+    memory, quads, places, by = args
+    rows = memory.reshape(-1, int(quads) * 16)
+    for at in range(int(places) - 1, -1, -1):
+        rows[at + int(by)] = rows[at]
+
+
 OURS = {
+    "move_ages": move_ages,
     "deposit": deposit,
     "by_age": by_age,
     "persistent_backward": persistent_backward,

@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from tapegrad.kernels.cuda import model, source
+from tapegrad.kernels.cuda import source
+
+from tapegrad.backend import capture
 
 BENCH = pathlib.Path(__file__).parent.parent / "bench"
 DRY = "dry run: these are not GPU figures"
@@ -253,13 +255,11 @@ def beside(name):
 def cupy(monkeypatch):
     if importlib.util.find_spec("cupy") is not None:
         pytest.skip("CuPy itself is installed, and the stand-in shares no process with it")
-    strict_cupy, device = beside("strict_cupy"), beside("test_gpu_device")
     source.compiled.cache_clear()
-    monkeypatch.setitem(strict_cupy.KERNELS, "move_ages", device.move_ages)
-    monkeypatch.setattr(model, "WAY", "generic")
-    with strict_cupy.installed() as module, beside("fake_cublas").installed():
+    with beside("strict_cupy").installed() as module, beside("fake_cublas").installed():
         monkeypatch.setattr(module.cuda.runtime, "memGetInfo", lambda: (60 << 30, 80 << 30), raising=False)
         yield module
+        capture.LATEST.clear()  # handles of the library that is installed here
     source.compiled.cache_clear()
 
 

@@ -271,6 +271,166 @@ def test_plain_arguments_stay_the_same_or_the_step_is_eager(cupy):
     assert len(calls) == many + 1 and not step.graphs and step.reason == ""
 
 
+def test_an_argument_that_is_taken_as_a_constant_is_that_of_its_own_step():
+    def run(device):
+        w = tg.Parameter(np.ones(3))
+        w._array = tg.asarray(w._array, device=device)
+        tape, optimizer = tg.CapacitorTape(3, weights="current"), tg.optim.SGD([w], 0.1)
+
+        @tg.capture
+        def step(x, state):
+            given = tg.reshape(tg.constant(x), (3,))
+            with tape:
+                state = tg.tanh(given * w + state)
+                loss = tg.sum(tg.square(state))
+            tape.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss, state
+
+        state = tg.constant(tg.asarray(np.zeros(3), device=device))
+        for x in np.random.default_rng(0).standard_normal((30, 3)):
+            _, state = step(tg.asarray(x, device=device), state)
+        return step, on_host(w)
+
+    step, w = run("cuda")
+    close(w, run("cpu")[1])
+    assert step.graphs == 1
+
+
+# -- other loops ---------------------------------------------------------------------------------------------
+
+
+def plain_cell(make):
+    """An LSTM written in plain ops, with a readout and a limit on the gradients."""
+    w, out = make((7, 16), 0), make((4, 5), 1)
+
+    def forward(x, state):
+        h, c = state
+        i, f, g, o = tg.split(tg.concat([x, h], axis=1) @ w, 4, axis=1)
+        c = tg.sigmoid(f) * c + tg.sigmoid(i) * tg.tanh(g)
+        h = tg.sigmoid(o) * tg.tanh(c)
+        return h @ out, (h, c)
+
+    return [w, out], forward, lambda params: tg.optim.clip_by_norm(params, 0.5)
+
+
+def two_layers(make):
+    """Two layers of which the upper reads the lower, a bias and a residual connection."""
+    a, b, u, v = make((3, 4), 0), make((4, 4), 1), make((4, 4), 2), make((4, 5), 3)
+
+    def forward(x, state):
+        lower, upper = state
+        lower = tg.tanh(x @ a + lower @ b)
+        upper = tg.tanh(lower @ u + 0.5 * upper) + lower
+        return upper @ v, (lower, upper)
+
+    return [a, b, u, v], forward, None
+
+
+def delayed(make):
+    """What a segment keeps is older than its window: the state of two steps ago."""
+    w, u, v = make((3, 4), 0), make((4, 4), 1), make((4, 5), 2)
+
+    def forward(x, state):
+        last, before = state
+        new = tg.tanh(x @ w + before @ u)
+        return new @ v, (new, last)
+
+    return [w, u, v], forward, None
+
+
+def run(device, body, tape, steps=60):
+    """The step and the weights after a loop of `body`."""
+
+    def make(shape, seed):
+        p = tg.Parameter(np.random.default_rng(seed).standard_normal(shape) * 0.4)
+        p._array = tg.asarray(p._array, device=device)
+        return p
+
+    params, forward, limit = body(make)
+    optimizer = tg.optim.Adam(params, 0.02)
+
+    @tg.capture
+    def step(x, target, state):
+        with tape:
+            y, state = forward(x, state)
+            loss = tg.softmax_cross_entropy(y, target)
+        if tape.backward(loss):
+            if limit:
+                limit(params)
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss, state
+
+    state = tuple(tg.constant(tg.asarray(np.zeros((2, 4)), device=device)) for _ in range(2))
+    losses = []
+    for x, target in stream(steps):
+        loss, state = step(*(tg.asarray(v, device=device) for v in (x, target)), state)
+        losses.append(loss)
+    return step, [float(on_host(loss)) for loss in losses], [on_host(p) for p in params]
+
+
+@pytest.mark.parametrize("body", [plain_cell, two_layers])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"weights": "current"}, {"joint": 0.5, "weights": "current"}, {"schedule": tg.Sliding(6, stride=4)}],
+    ids=["recorded", "current", "halved at joints", "every fourth"],
+)
+def test_loops_of_any_ops_are_captured(body, how):
+    (step, *found), (_, *expected) = (
+        run(device, body, tg.CapacitorTape(**{"schedule": 5, **how})) for device in ("cuda", "cpu")
+    )
+    assert step.graphs and step.reason == ""
+    close(found[0], expected[0])
+    for a, b in zip(found[1], expected[1], strict=True):
+        close(a, b)
+
+
+def test_a_window_with_parts_is_captured():
+    def with_parts(device):
+        tape = tg.CapacitorTape(2, weights="current")
+        slow, fast = tape.capacitor(6), tape.capacitor(tg.Sliding(4, stride=2))
+
+        def body(make):
+            params, _, limit = two_layers(make)
+            a, b, u, v = params
+
+            def forward(x, state):
+                lower, upper = state
+                with slow:
+                    lower = tg.tanh(x @ a + lower @ b)
+                with fast:
+                    upper = tg.tanh(lower @ u + 0.5 * upper)
+                return upper @ v, (lower, upper)
+
+            return params, forward, limit
+
+        return run(device, body, tape)
+
+    (step, *found), (_, *expected) = with_parts("cuda"), with_parts("cpu")
+    assert step.graphs == 2, step.reason
+    close(found[0], expected[0])
+
+
+def test_what_is_kept_longer_than_the_window_is_refused():
+    (step, *found), (_, *expected) = (
+        run(device, delayed, tg.CapacitorTape(3, weights="current")) for device in ("cuda", "cpu")
+    )
+    close(found[0], expected[0])
+    assert not step.graphs and "longer than its window" in step.reason
+
+
+@pytest.mark.parametrize("places", [0, 1, 2])
+def test_a_move_that_leaves_places_out_is_noticed(monkeypatch, places):
+    moved = arenas.Arenas.age
+    monkeypatch.setattr(arenas.Arenas, "age", lambda self, n, by: moved(self, min(n, places), by))
+    step, *found = run("cuda", two_layers, tg.CapacitorTape(4, weights="current"))
+    _, *expected = run("cpu", two_layers, tg.CapacitorTape(4, weights="current"))
+    close(found[0], expected[0])
+    assert not step.graphs and "differs" in step.reason
+
+
 # -- what cannot be captured ---------------------------------------------------------------------------------
 
 
@@ -298,6 +458,16 @@ def test_data_that_comes_from_the_host_in_the_step(caplog):
         tg.asarray(rng.standard_normal(3), device=loop.device)
 
     assert "from the host" in refused(noise, caplog)
+
+
+def test_an_optimizer_that_computes_with_numbers_of_the_host(caplog, monkeypatch):
+    class Decaying(tg.optim.Optimizer):
+        def update(self, new, value, grad, state):
+            new[...] = value - self.lr * grad
+            self.lr *= 0.999
+
+    monkeypatch.setattr(tg.optim, "SGD", Decaying)
+    assert "Decaying" in refused(None, caplog)
 
 
 def test_an_array_that_outlives_the_step(caplog):

@@ -648,7 +648,7 @@ class Module:
     works = True
 
     def __init__(self, *, path):
-        Module.made += (pathlib.Path(path).read_text(),)
+        Module.made += (pathlib.Path(path).read_bytes(),)
 
     def get_function(self, name):
         self.name = name
@@ -659,12 +659,33 @@ class Module:
             raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
 
+class Linker:
+    """NVIDIA's, in its package `cuda.core`."""
+
+    def __init__(self, ptx, options):
+        self.code = ptx + options
+
+    def link(self, kind):
+        assert kind == "cubin"
+        return self
+
+
+CORE = types.SimpleNamespace(
+    Linker=Linker,
+    LinkerOptions=lambda arch: arch.encode(),
+    ObjectCode=types.SimpleNamespace(from_ptx=lambda ptx: b"code of " + ptx + b" for "),
+)
+
+
 @pytest.mark.skipif(SIMULATED, reason="the simulator does not compile")
 @pytest.mark.parametrize("works", [True, False])
-def test_cupy_loads_what_numba_compiles_or_the_log_says_why_not(works, monkeypatch, cupy, caplog):
+@pytest.mark.parametrize("linker", [True, False])
+def test_cupy_loads_what_numba_compiles_or_the_log_says_why_not(works, linker, monkeypatch, cupy, caplog):
     pytest.importorskip("numba")
     from tapegrad.kernels import gpu, gpu_cupy
 
+    for name, module in {"cuda": types.ModuleType("cuda"), "cuda.core": CORE if linker else None}.items():
+        monkeypatch.setitem(sys.modules, name, module)
     compiles = Compiles()
     monkeypatch.setattr(gpu_launch, "cuda", compiles)
     monkeypatch.setattr(Module, "made", ())
@@ -681,7 +702,8 @@ def test_cupy_loads_what_numba_compiles_or_the_log_says_why_not(works, monkeypat
             made = [gpu_cupy.loaded(gpu.rnn_gates, F32, 1) for _ in range(2)]
             assert made[0] is made[1] and made[0].name == "_Zrnn_gates_1"
             assert compiles.asked == [("approve", 2, (9, 0)), ("rnn_gates", 3, (9, 0))]
-            assert Module.made[1] == ".visible .entry _Zrnn_gates_1(\n"
+            ptx = b".visible .entry _Zrnn_gates_1("
+            assert Module.made[1].strip() == (b"code of " + ptx + b"\n for sm_90" if linker else ptx)
         else:
             assert "UNSUPPORTED_PTX" in caplog.text
     finally:

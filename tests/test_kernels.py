@@ -12,6 +12,7 @@ import pytest
 from tapegrad.kernels import choice, cpu, reference
 
 import tapegrad as tg
+import tapegrad.ops.recurrent
 from tapegrad.core.primitive import REGISTRY
 
 RNG = np.random.default_rng(0)

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
+from tapegrad.kernels.cuda import model
 
 import tapegrad as tg
 
@@ -66,12 +67,16 @@ class Timed(Contender):
 
 
 class Taped(Timed):
-    """nn.LSTMCell, a CapacitorTape that sweeps with today's weights, optim.SGD. `captured`: tg.capture around the body."""
+    """nn.LSTMCell, a CapacitorTape that sweeps with today's weights, optim.SGD.
+
+    `captured`: tg.capture around the body. `way`: how windows are swept on a GPU, the model's choice unless it is given.
+    """
 
     weights = "current"
 
-    def __init__(self, work: Work, device: str, captured: bool) -> None:
+    def __init__(self, work: Work, device: str, captured: bool, way: str = "auto") -> None:
         super().__init__(work)
+        self.way = way
         self.cupy: Any = None
         if device != "cpu":
             import cupy
@@ -105,8 +110,12 @@ class Taped(Timed):
         self.state = self.body(self.xs[k], self.targets[k], self.state)
 
     def run(self, steps: int) -> None:
-        with self.on_stream():
-            super().run(steps)
+        before = model.use(self.way)
+        try:
+            with self.on_stream():
+                super().run(steps)
+        finally:
+            model.use(before)
 
     def calls(self, steps: int) -> list[float]:
         with self.on_stream():
@@ -141,6 +150,12 @@ class Taped(Timed):
         if self.cupy is None or self.body.graphs:
             return ""
         return self.body.reason or "the loop never became steady"
+
+    def swept(self) -> str:
+        """The last word of the tape's program: the kernels that sweep, "generic" where rules do."""
+        return (
+            str(self.tape.program()).split()[-1] if "swept by kernels" in self.tape.program() else "generic"
+        )
 
     def held(self) -> dict[str, int]:
         """Bytes of CuPy's pool that arrays have, bytes that it has got, and bytes of the device that are taken."""

@@ -240,9 +240,13 @@ class Verdict:
 
 
 def freeze(array: Any) -> Any:
-    """`array`, of which it is known from now on that nobody writes to it: a recording need not copy it."""
+    """`array`, of which it is known from now on that nobody writes to it: a recording need not copy it.
+
+    Not so on a device while a step is captured: its arguments, and what it makes, are written to by the next one.
+    """
     if on_device(array):
-        FROZEN[id(array)] = array
+        if capture.now() is None:
+            FROZEN[id(array)] = array
     elif isinstance(array, np.ndarray):
         array.flags.writeable = False
     return array

@@ -169,8 +169,13 @@ class Optimizer:
         """New values for `live`, (number, parameter, gradient) each, all of one dtype on one device.
 
         Values and averages stay as they are where `numbers.finite` is false. `kernels`: Numba's may be launched. This one
-        makes do with `update`; what changes from step to step it cannot leave to a graph.
+        makes do with `update`, whose numbers are the host's: a graph would repeat them.
         """
+        capture.refuse(
+            f"a step of {type(self).__name__}",
+            "its update() computes with numbers of the host, such as the learning rate",
+            "Override update_on_device, as tg.optim.SGD and tg.optim.Adam do.",
+        )
         news = []
         for i, p, grad in live:
             tried = {name: average.copy() for name, average in self.state[i].items()}

@@ -68,6 +68,7 @@ class Arenas:
         )  # zeros: a place that no step has filled is moved too
         self.step = Step()
         self.overflowed = False  # whether a step recorded more than there is room for
+        self.age(0, 0)  # compiles and loads the kernel, which a capture should not
         self.records = False  # whether what is made now is recorded, though no tape is active
 
     def begin(self, place: int = -1) -> Step:
@@ -104,7 +105,7 @@ class Arenas:
     def age(self, places: int, by: int) -> None:
         """Move what lies in the newest `places` places to those that are `by` older. May be captured."""
         quads = self.stride // QUAD
-        if not quads or not places:
+        if not quads:
             return
         assert places + by <= self.places, "beyond the oldest place"
         kernel = source.compiled("ages.cu", "move_ages")

@@ -242,7 +242,8 @@ class Loop:
                     f"an array of {block.nbytes} bytes that is made in the step outlives it. Return it, or make it before "
                     f"the loop and write it in place"
                 )
-        old = self.steps[: max(0, len(self.steps) - self.window)]
+        earlier = [*self.measured, *self.steps]
+        old = earlier[: max(0, len(earlier) - self.window)]
         if now.rehearsing and any(alive(step.recorded) for step in old):
             return "an array that was recorded is held longer than its window"
         alike = self.steps[len(self.steps) % self.period :: self.period]
