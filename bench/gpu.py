@@ -35,6 +35,7 @@ from typing import Any
 
 import paired  # isort: skip (it pins the threads)
 import gpu_goals as goals
+import gpu_tables as tables
 import numpy as np
 from peers.work import Work, distance
 
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace, device: dict[str, Any] | None) -> int:
         found[precision] = in_a_process(precision, options, until)
     note = f" ({DRY})" if options.dry else f" on {device['name']}"
     for precision, results in found.items():
-        show(f"{precision.upper()} float32{note}", results, list_all=precision == "ieee")
+        tables.show(f"{precision.upper()} float32{note}", results)
     wrong = [line for results in found.values() for line in results["wrong"]]
     print(f"\n{time.time() - started:.0f} s")
     for line in wrong:
@@ -156,7 +157,7 @@ def measured(precision: str, options: argparse.Namespace, until: float) -> dict[
         if not found["sizes"]:
             found["replays"] = replays(makers(work)[goals.OURS](), 20 if options.dry else goals.REPLAYS)
         found["sizes"].append(of_size)
-        print(f"  {precision} {title(work)}: {at_a_glance(of_size)}", flush=True)
+        print(f"  {precision} {title(work)}: {tables.at_a_glance(of_size)}", flush=True)
     for of_size in found["sizes"] if jax_makers else []:
         work = Work("lstm", of_size["batch"], of_size["hidden"], of_size["window"])
         if time.time() > until:
@@ -164,7 +165,7 @@ def measured(precision: str, options: argparse.Namespace, until: float) -> dict[
             continue
         ours = {name: make for name, make in makers(work).items() if name == goals.OURS}
         add_row(of_size, held(work, {**ours, **jax_makers(work)}, precision, rounds))
-        print(f"  {precision} {title(work)}: {at_a_glance(of_size, goals.JAX)}", flush=True)
+        print(f"  {precision} {title(work)}: {tables.at_a_glance(of_size, goals.JAX)}", flush=True)
     found["wrong"] += [f"{precision}, {line}" for size in found["sizes"] for line in size.pop("wrong")]
     return found
 
@@ -335,6 +336,10 @@ def add_row(of_size: dict[str, Any], other: dict[str, Any]) -> None:
             of_size[key][goals.JAX] = other[key][goals.JAX]
 
 
+def title(work: Work) -> str:
+    return f"hidden {work.hidden}, batch {work.batch}, window {work.window}"
+
+
 # -- the GPU -----------------------------------------------------------------------------------------------
 
 
@@ -372,62 +377,6 @@ def driver() -> str:
         )
     except (OSError, IndexError, subprocess.TimeoutExpired):
         return "unknown: no nvidia-smi"
-
-
-# -- tables ------------------------------------------------------------------------------------------------
-
-
-def title(work: Work) -> str:
-    return f"hidden {work.hidden}, batch {work.batch}, window {work.window}"
-
-
-def at_a_glance(of_size: dict[str, Any], *names: str) -> str:
-    """Microseconds of each, on a line."""
-    rows = of_size["rows"]
-    return "; ".join(f"{name} {rows[name]['us']:.1f}" for name in names or rows if name in rows) or "nothing"
-
-
-def show(heading: str, results: dict[str, Any], list_all: bool) -> None:
-    """The tables of one precision."""
-    sizes = sorted(results["sizes"], key=lambda s: (s["hidden"], s["batch"], s["window"]))
-    names = [n for n in (goals.OURS, *goals.WAYS, goals.EAGER, goals.CELLS, goals.CELLS_IN_GRAPH, goals.CUDNN, goals.CUDNN_IN_GRAPH,
-                         goals.JAX) if any(n in s["rows"] for s in sizes)]  # fmt: skip
-    weights = {name: next(s["rows"][name]["weights"] for s in sizes if name in s["rows"]) for name in names}
-    for key, what in (("us", "wall"), ("device_us", "device"), ("host_us", "the host's calls")):
-        paired.show(
-            f"{heading}: µs a step, {what}",
-            ["hidden", "batch", "window", *(f"{name} [{weights[name]}]" for name in names)],
-            [
-                [s["hidden"], s["batch"], s["window"],
-                 *(goals.shown(s["rows"].get(name, {}).get(key)) for name in names)]
-                for s in sizes
-            ],
-        )  # fmt: skip
-    others = [name for name in names if name != goals.OURS]
-    paired.show(
-        f"{heading}: how many times faster tapegrad captured (weights: current) is than each (policy in brackets)",
-        ["hidden", "batch", "window", *(f"{name} [{weights[name]}]" for name in others)],
-        [
-            [s["hidden"], s["batch"], s["window"],
-             *(goals.shown(s["faster_than"].get(name, {}).get("median")) for name in others)]
-            for s in sizes
-        ],
-    )  # fmt: skip
-    paired.show(f"{heading}: goals", goals.COLUMNS, [goals.row(s) for s in sizes])
-    yes, all_of_them = goals.reached(sizes)
-    print(f"  {yes} of {all_of_them} reached, the host's {goals.HOST_US:.0f} µs a step among them")
-    if sizes:
-        worst = max(d for s in sizes for d in s["gradients"]["differences"].values())
-        print(f"  gradients at learning rate 0, of the norm, differ by at most {worst:.2g}")
-    if "replays" in results:
-        grown = results["replays"]["bytes_grown"]
-        print(
-            f"  memory after {results['replays']['times']} replays, bytes more: {grown or 'not counted on a CPU'}"
-        )
-    for name, why in results["missing"].items():
-        print(f"  missing: {name}: {why}")
-    for name in results["left_out"] if list_all or results["left_out"] else []:
-        print(f"  left out, no time: {name}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 OURS, EAGER = "tapegrad, captured", "tapegrad, eager"
-CELLS, CELLS_IN_GRAPH = "PyTorch LSTMCell, eager", "PyTorch LSTMCell, CUDA graph"
+CELLS, CELLS_IN_GRAPH = "LSTMCell, eager", "LSTMCell, CUDA graph"
 CUDNN, CUDNN_IN_GRAPH = "cuDNN nn.LSTM, eager", "cuDNN nn.LSTM, CUDA graph"
 JAX = "JAX, jitted scan"
 # How a window may be swept, each asked for by name; OURS is the model's choice among them.
@@ -29,7 +29,7 @@ HOST_US = 25.0
 REPLAYS = 10_000  # which allocate nothing
 
 COLUMNS = [
-    "hidden", "batch", "window", "weights, theirs", "budget, µs", "measured", "reached",
+    "hidden", "batch", "window", "weights, theirs", "swept by", "budget, µs", "measured", "reached",
     "× LSTMCell, goal", "measured", "reached", "× cuDNN, goal", "measured", "reached",
 ]  # fmt: skip
 
@@ -59,15 +59,8 @@ def row(found: Mapping[str, Any]) -> list[str]:
     hidden, batch, window = found["hidden"], found["batch"], found["window"]
     ours, aim = found["rows"].get(OURS, {}).get("us"), budget(hidden, batch, window)
     policies = [found["rows"].get(name, {}).get("weights", "–") for name in (OURS, CELLS)]
-    cells = [
-        str(hidden),
-        str(batch),
-        str(window),
-        ", ".join(policies),
-        shown(aim),
-        shown(ours),
-        verdict(ours, aim, True),
-    ]
+    cells = [str(hidden), str(batch), str(window), ", ".join(policies), found.get("swept", "–")]
+    cells += [shown(aim), shown(ours), verdict(ours, aim, True)]
     for peer, least in zip((CELLS, CUDNN), ratios(hidden, batch), strict=True):
         times = found["faster_than"].get(peer, {}).get("median")
         cells += [shown(least), shown(times), verdict(times, least, False)]

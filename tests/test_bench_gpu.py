@@ -99,6 +99,7 @@ def found(goals, us, eager, cudnn, host=20.0):
     """What is measured of SIZE: our microseconds, and how many times faster than each peer."""
     return {
         **SIZE,
+        "swept": "persistent",
         "rows": {
             goals.OURS: {"us": us, "host_us": host, "weights": "current"},
             goals.CELLS: {"weights": "replay"},
@@ -110,9 +111,10 @@ def found(goals, us, eager, cudnn, host=20.0):
 def test_a_goal_is_reached_at_its_bound_and_not_beyond(bench):
     _, goals, *_ = bench
     at = goals.row(found(goals, 140.0, 6.0, 3.0))
-    assert at == ["512", "16", "20", "current, replay", "140", "140", "yes", "6", "6", "yes", "3", "3", "yes"]
+    assert at[:7] == ["512", "16", "20", "current, replay", "persistent", "140", "140"]
+    assert at[7:] == ["yes", "6", "6", "yes", "3", "3", "yes"]
     beyond = goals.row(found(goals, 140.1, 5.99, 2.99))
-    assert [beyond[i] for i in (6, 9, 12)] == ["NO"] * 3
+    assert beyond[7::3] == ["NO"] * 3
     assert goals.reached([found(goals, 140.0, 6.0, 2.0), found(goals, 150.0, 6.0, 3.0, host=25.1)]) == (5, 8)
     assert goals.host_row(found(goals, 1.0, 1.0, 1.0, host=25.0))[1] == "yes"
 
@@ -120,7 +122,7 @@ def test_a_goal_is_reached_at_its_bound_and_not_beyond(bench):
 def test_what_was_not_measured_is_neither_reached_nor_missed(bench):
     _, goals, *_ = bench
     nothing = {**SIZE, "rows": {}, "faster_than": {}}
-    assert goals.row(nothing)[6::3] == ["–"] * 3
+    assert goals.row(nothing)[7::3] == ["–"] * 3
     assert goals.reached([nothing]) == (0, 0)
 
 
@@ -128,7 +130,7 @@ def test_what_was_not_measured_is_neither_reached_nor_missed(bench):
 
 
 def options(**given):
-    return argparse.Namespace(**{"dry": False, "quick": False, "only": "", **given})
+    return argparse.Namespace(**{"dry": False, "quick": False, "ways": False, "only": "", **given})
 
 
 def test_sizes_are_chosen_by_what_is_named_of_them(bench):
@@ -273,8 +275,19 @@ def test_a_captured_loop_is_timed_by_events_and_holds_its_memory(bench, cupy):
     of_size = gpu.held(work, makers, "ieee", rounds=1)
     assert not of_size["wrong"], of_size["wrong"]
     assert max(of_size["gradients"]["differences"].values()) < 1e-5
+    assert of_size["swept"] == "persistent"
     assert of_size["rows"][goals.OURS]["device_us"] > 0 and of_size["rows"][goals.CELLS]["device_us"] is None
     assert gpu.replays(makers[goals.OURS](), 50)["bytes_grown"] == {"used": 0, "got": 0, "taken": 0}
+
+
+def test_each_way_to_sweep_is_a_row_of_its_own(bench, cupy):
+    gpu, goals, on_gpu, work = bench
+    for name, way in goals.WAYS.items():
+        contender = on_gpu.Taped(work, "cuda", captured=True, way=way)
+        contender.run(20)
+        assert (contender.swept(), contender.fell_back()) == (way, ""), name
+    makers, *_ = gpu.contenders("ieee", dry=True, ways=True)
+    assert list(makers(work))[: 2 + len(goals.WAYS)] == [goals.OURS, goals.EAGER, *goals.WAYS]
 
 
 def test_a_loop_that_is_not_captured_is_named(bench, cupy, monkeypatch):

@@ -271,6 +271,41 @@ def test_plain_arguments_stay_the_same_or_the_step_is_eager(cupy):
     assert len(calls) == many + 1 and not step.graphs and step.reason == ""
 
 
+def test_arguments_go_by_name_in_any_order_and_nest(cupy):
+    tape, w = tg.CapacitorTape(2, weights="current"), tg.Parameter(cupy.ones(3))
+    seen = []
+
+    @tg.capture
+    def step(batch, *, state, bias=None):
+        with tape:
+            new = tg.tanh(batch["x"] * w + batch["y"] + state["h"])
+            loss = tg.sum(tg.square(new))
+        tape.backward(loss)
+        w.grad = None
+        return {"loss": loss, "state": {"h": new}, "seen": new * 1.0, "none": None}
+
+    def expected(x, y, h):
+        return np.tanh(x + y + h)
+
+    state, h = {"h": tg.constant(cupy.zeros(3))}, np.zeros(3)
+    for i, x in enumerate(np.random.default_rng(0).standard_normal((40, 3))):
+        x_there, y_there = cupy.asarray(x), cupy.asarray(-0.5 * x * i / 40)
+        swapped = {"y": y_there, "x": x_there} if i % 3 else {"x": x_there, "y": y_there}
+        returned = step(state=state, batch=swapped) if i % 2 else step(swapped, state=state)
+        state, h = returned["state"], expected(x, -0.5 * x * i / 40, h)
+        seen.append((returned["seen"], h))
+        assert returned["none"] is None
+    assert step.graphs == 0 and step.reason == ""  # by position and by name in turn: never the same twice
+    for i in range(30):
+        swapped = {"y": y_there, "x": x_there} if i % 3 else {"x": x_there, "y": y_there}
+        returned = step(batch=swapped, state=state)
+        state, h = returned["state"], expected(x, -0.5 * x * 39 / 40, h)
+        seen.append((returned["seen"], h))
+    assert step.graphs == 1
+    for found, truth in seen:
+        close(on_host(found), truth)
+
+
 def test_an_argument_that_is_taken_as_a_constant_is_that_of_its_own_step():
     def run(device):
         w = tg.Parameter(np.ones(3))

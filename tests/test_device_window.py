@@ -133,6 +133,10 @@ class Loop:
     def sweeps(self):
         return self.tape._programs.on_device.sweeps
 
+    @property
+    def rings(self):
+        return self.tape._programs.on_device.rings
+
 
 def in_order(adjoints):
     return [here(adjoints.by_slot[slot]) for slot in sorted(adjoints.by_slot)]
@@ -309,13 +313,16 @@ def test_losses_of_some_steps_and_of_older_ones(way):
     both(4, run, depth=2)
 
 
-def test_sizes_that_no_persistent_kernel_has_go_step_by_step():
-    class Odd(Model):
-        def __init__(self, cell, depth, dtype):
-            super().__init__(cell, depth, dtype, n=7)
+class Odd(Model):
+    def __init__(self, cell, depth, dtype):
+        super().__init__(cell, depth, dtype, n=7)
 
+
+def test_sizes_that_no_persistent_kernel_has_go_step_by_step(monkeypatch):
+    calls = count_launches(monkeypatch)
     for cell in CELLS:
-        both(4, cell=cell, model=Odd)
+        assert {layer.way for layer in both(4, cell=cell, model=Odd).rings} == {"alternating"}
+    assert calls.keys() == {"deposit", "by_age", "step_backward"}
 
 
 def test_constants_and_leaves_where_there_may_be_some(way):
@@ -471,6 +478,15 @@ def test_a_full_window_goes_by_rules(one_launch):
     both(tg.Full(), run, sweeps=0)
 
 
+def test_a_kernel_that_is_asked_for_and_does_not_fit_is_an_error(one_launch):
+    loop = Loop("cuda", 4, model=Odd)
+    with pytest.raises(ValueError, match="hidden must be a multiple of 4"):
+        loop.step()
+    model.use("alternating")
+    loop.step()
+    assert loop.sweeps == 1
+
+
 def test_rules_can_be_asked_for():
     before = model.use("generic")
     try:
@@ -526,11 +542,11 @@ def test_a_loop_that_goes_on_copies_one_step_a_sweep_and_makes_no_ring(one_launc
     loop = Loop("cuda", 4)
     for _ in range(3):
         loop.step()
-    rings = loop.tape._programs.on_device.rings
+    rings = loop.rings
     calls = count_launches(monkeypatch)
     for _ in range(6):
         loop.step()
-    assert loop.tape._programs.on_device.rings is rings
+    assert loop.rings is rings
     assert calls == {"deposit": 6, "persistent_backward": 6, "by_age": 6}
 
 
@@ -573,12 +589,78 @@ def test_a_tape_that_moves_goes_on(one_launch):
 def test_the_rings_count_as_memory_of_the_tape_and_are_named_by_its_program(one_launch):
     loop = Loop("cuda", 4)
     loop.step()
-    (layer,) = loop.tape._programs.on_device.rings
+    (layer,) = loop.rings
     assert loop.tape._programs.nbytes >= 4 * 5 * 3 * (6 + 8 + 1 + 2 * 32 + 2 * 8)
     assert str(loop.tape.program()) == (
         "# lstm_step, batch 3, 8 units: swept by kernels in kernels/cuda, persistent"
     )
     assert layer.nbytes == loop.tape._programs.nbytes
+
+
+# -- whatever comes ---------------------------------------------------------------------------------------------
+
+
+class Mixed(Model):
+    """Layers of different cells; more may read an input and an output than the next layer."""
+
+    def __init__(self, cells, depth, dtype):
+        super().__init__("rnn", 0, dtype)
+        self.cells = [CELLS[c](8 if i else 6, 8, dtype=dtype, rng=5 + i) for i, c in enumerate(cells)]
+        for p in self.parameters():
+            p.value = p.value.astype(F32).astype(dtype)
+
+
+def wander(loop, rng):
+    """Steps, some without a loss; sweeps, resets, states that begin anew and steps that fail in between."""
+    reads_more, losses = rng.random() < 0.5, rng.choice([1.0, 0.6])
+    for _ in range(20):
+        event, lost = rng.random(), rng.random() > losses
+        if event < 0.05:
+            loop.tape.reset()
+        elif event < 0.1:
+            loop.state = loop.model.initial_state(3)
+        elif event < 0.15:
+            loop.note(loop.tape.sweep())
+        elif event < 0.2:
+            before = [*loop.state]
+            with pytest.raises(ZeroDivisionError), loop.tape:
+                loop.output(loop.input()())
+                raise ZeroDivisionError
+            loop.state = before
+        make, labels = loop.input(), loop.there(loop.rng.integers(0, 7, 3))
+        with loop.tape:
+            x = make()
+            loss = tg.softmax_cross_entropy(loop.output(x), labels)
+            if reads_more:
+                h = loop.state[0]
+                loss = loss + tg.mean(tg.square(x)) + tg.mean(tg.square(h[0] if isinstance(h, tuple) else h))
+        if not lost:
+            loop.note(loop.tape.backward(loss))
+
+
+def test_random_loops_find_what_rules_find(way):
+    sweeps = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        window = int(rng.integers(1, 7))
+        how = {
+            "schedule": rng.choice([tg.Sliding(window, stride=int(rng.integers(1, window + 1))), tg.Chunked(window)]),
+            "joint": rng.choice([None, 0.5, -1.5]),
+            "weights": str(rng.choice(["recorded", "current"])),
+            "cell": [*rng.choice([*CELLS], rng.integers(1, 4))],
+            "words": rng.random() < 0.5,
+            "lr": float(rng.choice([0, 0.05])),
+        }  # fmt: skip
+        loops = [Loop(device, model=Mixed, **how) for device in ("cuda", "cpu")]
+        try:
+            for loop in loops:
+                wander(loop, np.random.default_rng(seed))
+        except tg.EvictedError:  # a loss waited too long
+            continue
+        if loops[1].found:
+            compare(*loops)
+            sweeps += loops[0].sweeps
+    assert sweeps > 200
 
 
 # -- captured --------------------------------------------------------------------------------------------------
@@ -629,7 +711,7 @@ def test_a_captured_loop_repeats_the_kernels_at_every_phase(way, graphs, cell, s
     there, host = (Captured(d, schedule, cell=cell, depth=2, weights=weights) for d in ("cuda", "cpu"))
     losses = [[loop.step() for _ in range(40)] for loop in (there, host)]
     assert there.run.reason == "" and there.run.launches > 12
-    (sizes,) = {layer.rings.slots for layer in there.tape._programs.on_device.rings}
+    (sizes,) = {layer.rings.slots for layer in there.rings}
     assert sizes == there.tape.schedule.window + 1 and there.sweeps >= 5
     np.testing.assert_allclose(*([float(v.value) for v in some] for some in losses), rtol=1e-5)
     for a, b in zip(there.model.parameters(), host.model.parameters(), strict=True):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad.core.schedule import Schedule
 from tapegrad.program import exact as exact_module
 from tapegrad.program import replay as replay_module
 
@@ -1463,6 +1464,43 @@ def test_what_entered_a_segment_is_its_own_where_the_window_sits_in_scattered_pl
     steps = [*step, *hand_in, ("backward", [1], [None], []), *step * 5, *hand_in, *step, *hand_in]
     program = scalars("numpy", [("sliding", 3, 1)], steps)
     assert failure(program) is None, failure(program)
+
+
+def test_what_follows_a_segment_that_was_dropped_is_linked_to_nothing():
+    """A loss of segment 2 that waits for the part keeps segment 3 in its place, without entries."""
+    step = [("begin", "with"), ("op", "multiply", ("value", 0), ("leaf", 1)), ("stop",)]
+    steps = [*step * 3, ("backward", [1], [None], []), *step * 3, ("backward", [0], [None], [])]
+    program = scalars("numpy", [("chunked", 3), ("chunked", 9)], steps)
+    assert failure(program) is None, failure(program)
+
+
+class ForgetsAllButThree(Schedule):
+    """Sweeps at every step."""
+
+    def due(self, index, swept):
+        return True
+
+    def forgets(self, index):
+        return index - 3
+
+
+def test_a_loop_of_segments_ends_where_one_was_dropped(monkeypatch):
+    """Segment 2 is dropped when 3 has been linked to it; the loss of segment 1 waits for the part."""
+    monkeypatch.setattr(replay_module, "SIGHTINGS", 1)
+    found = []
+    for mode in (False, "numpy"):
+        w, x = tg.Parameter(np.full(3, 0.9)), tg.constant(np.ones(3))
+        tape = tg.CapacitorTape(ForgetsAllButThree(), compile=mode)
+        tape.capacitor(tg.Full())
+        for t in range(8):
+            with tape:
+                x = tg.tanh(x * w)
+                loss = tg.sum(x)
+            sweep = tape.backward(loss) if t in (0, 7) else tape.backward(w, np.zeros(3))
+        assert [bool(segment.entries) for segment in tape.segments] == [True, *[False] * 4, *[True] * 3]
+        found.append((sweep.segments, sweep.gradients[w], np.array(sweep.joint_norms)))
+    for came, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(came, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("chunk", range(TESTS))

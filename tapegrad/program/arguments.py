@@ -24,42 +24,46 @@ class Input:
     """An array on the device that each call gives anew: copied to a place of its own."""
 
     def __init__(self, value: Any, cupy: Any) -> None:
-        self.array = cupy.empty(value.shape, value.dtype)
-        self.given = result(self.array, 0) if isinstance(value, Variable) else self.array
+        self.array = array = cupy.empty(value.shape, value.dtype)
+        self.given = result(array, 0) if isinstance(value, Variable) else array
+        self.shape, self.dtype, self.address, self.nbytes = (
+            array.shape,
+            array.dtype,
+            array.data.ptr,
+            array.nbytes,
+        )
 
 
 class State:
     """A Variable on its way from a step to the next: the `at`th thing that a step returns."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self) -> None:
+        self.at = -1
 
 
 class Arguments:
     """The form of a step's arguments: for each an Input, a State, or the thing itself, which stays the same."""
 
     def __init__(self, args: Any, kwargs: Any, cupy: Any) -> None:
-        self.nest = args, kwargs
         self.parts: list[Any] = []
-        for value in flat(self.nest):
+        for value in flat((args, kwargs)):
             if isinstance(value, Variable) and value._slot > 0:
-                self.parts.append(State(-1))
+                self.parts.append(State())
             elif on_device(array_in(value)) and getattr(value, "_slot", 0) == 0:
                 self.parts.append(Input(value, cupy))
             else:
                 self.parts.append(value)
-        self.inputs = [part.array for part in self.parts if isinstance(part, Input)]
+        self.form = rebuilt((args, kwargs), self.parts)
+        self.inputs = [part for part in self.parts if type(part) is Input]
+        self.states = [part for part in self.parts if type(part) is State]
 
     def accept(self, args: Any, kwargs: Any, returned: list[Any]) -> list[Any]:
         """The arrays of a call's inputs. Raises NotSteady if it is not like the first; `returned` by the call before."""
-        values = flat((args, kwargs))
-        if len(values) != len(self.parts):
-            raise NotSteady(f"{len(values)} things came in its arguments, and {len(self.parts)} before")
-        inputs = []
-        for part, value in zip(self.parts, values, strict=True):
+        inputs: list[Any] = []
+        for part, value in zip(self.parts, along(self.form, (args, kwargs), []), strict=True):
             if type(part) is Input:
                 array = value._array if isinstance(value, Variable) else value
-                if not on_device(array) or array.shape != part.array.shape or array.dtype != part.array.dtype:
+                if not on_device(array) or array.shape != part.shape or array.dtype != part.dtype:
                     raise NotSteady(
                         f"{describe(value)} came, and {describe(part.array)} on the device before"
                     )
@@ -81,21 +85,35 @@ class Arguments:
             part.given if type(part) is Input else returned[part.at] if type(part) is State else part
             for part in self.parts
         ]
-        return rebuilt(self.nest, values)
+        return rebuilt(self.form, values)
 
     def handed_out(self, returned: list[Any], copied: Callable[[Any], Any]) -> list[Any]:
         """What the caller gets of what a step returned: a state as it is, which the next call brings back, and copies
         of other arrays, for later steps write to the same memory."""
-        carried = self.carried
+        carried = {state.at for state in self.states}
         return [
             value if at in carried or not on_device(array_in(value)) else copied(value)
             for at, value in enumerate(returned)
         ]
 
-    @property
-    def carried(self) -> set[int]:
-        """The positions of a state among what a step returns."""
-        return {part.at for part in self.parts if type(part) is State}
+
+def along(form: Any, nest: Any, found: list[Any]) -> list[Any]:
+    """The leaves of `nest`, added to `found` in the order of `form`. Raises NotSteady if it is nested otherwise."""
+    if isinstance(form, dict):
+        if not isinstance(nest, dict) or nest.keys() != form.keys():
+            raise NotSteady("its arguments are nested or named otherwise than before")
+        for key, part in form.items():
+            along(part, nest[key], found)
+    elif isinstance(form, (tuple, list)):
+        if not isinstance(nest, (tuple, list)) or len(nest) != len(form):
+            raise NotSteady("its arguments are nested otherwise than before")
+        for part, value in zip(form, nest, strict=True):
+            along(part, value, found)
+    elif (form is None) != (nest is None) or isinstance(nest, (dict, tuple, list)):
+        raise NotSteady("its arguments are nested otherwise than before")
+    elif nest is not None:
+        found.append(nest)
+    return found
 
 
 def same(a: Any, b: Any) -> bool:

@@ -155,7 +155,7 @@ class DeviceWindow:
         return 0 < len(window) <= longest and all(len(segment.spans) == 1 for segment in window)
 
     def continued(self, window: Sequence[WindowSegment]) -> tuple[list[Any], list[Any] | None]:
-        """The segments of `window` whose steps the rings have, and the new ones; None if kernels cannot sweep those."""
+        """The segments of `window` whose steps the rings have, and the others; None if kernels cannot sweep those."""
         held = self.held
         newest = held[-1][0] if held else None
         count = next((at + 1 for at in reversed(range(len(window))) if window[at] is newest), 0)
@@ -169,7 +169,7 @@ class DeviceWindow:
     def readable(
         self, sweep: Sweep, clocks: Sequence[Clock], pairs: Sequence[tuple[WindowSegment, Layers]]
     ) -> bool:
-        """Whether losses and values whose adjoints are wanted lie where rules pull, or where kernels begin."""
+        """Whether losses, and values whose adjoints are asked for, lie where rules pull."""
         for segment, layers in pairs:
             if segment.losses:
                 cells = [slot for step in layers.steps for slot in step.after[1:]]
@@ -208,7 +208,7 @@ class DeviceWindow:
     def prepared(self, layers: Layers, x: Array) -> bool:
         """Make the rings if there are none for such layers. False if rules are quicker."""
         length, captured = self.tape.schedule.window, seam.now() is not None
-        made_for = layers.kinds, length, self.tape.joint, captured, x.device.id
+        made_for = layers.kinds, length, self.tape.joint, captured, x.device.id, model.WAY
         if made_for == self.made_for:
             return bool(self.rings)
         ways = [model.choose(k.cell, k.hidden, k.batch, length, captured=captured) for k in layers.kinds]

@@ -16,6 +16,7 @@ from .position import Position
 
 # How far a graph may be from an eager step, relative to the largest element, by bytes of a float.
 TOLERANCE = {4: 1e-6, 8: 1e-12}
+ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
 LOOK_EVERY = 16  # launches between two questions whether a step was refused for its gradients
 
 
@@ -47,35 +48,32 @@ class Graphs:
 
     def launch(self, inputs: list[Any]) -> Any:
         """One step: the inputs to their memory, the graph, and what it returns."""
-        stream, arguments = self.cupy.cuda.get_current_stream(), self.loop.arguments
-        for array, value in zip(arguments.inputs, inputs, strict=True):
-            self.copy(array, value, stream.ptr)
+        cupy, arguments = self.cupy, self.loop.arguments
+        stream, copy = cupy.cuda.get_current_stream(), cupy.cuda.runtime.memcpyAsync
+        for to, array in zip(arguments.inputs, inputs, strict=True):
+            if array.flags.c_contiguous:
+                copy(to.address, array.data.ptr, to.nbytes, ON_DEVICE, stream.ptr)
+            else:
+                cupy.copyto(to.array, array)
         self.loop.push()
         phase = self.phases[self.next]
         phase.graph.launch(stream)
         self.next = self.next + 1 if self.next + 1 < len(self.phases) else 0
-        self.last = arguments.handed_out(phase.flat, lambda value: self.copied(value, stream.ptr))
+
+        def copied(value: Any) -> Any:
+            array = array_in(value)
+            made = cupy.empty(array.shape, array.dtype)
+            if array.flags.c_contiguous:
+                copy(made.data.ptr, array.data.ptr, made.nbytes, ON_DEVICE, stream.ptr)
+            else:
+                cupy.copyto(made, array)
+            return result(made, 0) if isinstance(value, Variable) else made
+
+        self.last = arguments.handed_out(phase.flat, copied)
         self.count += 1
         if self.count % LOOK_EVERY == 0:
             self.look()
         return rebuilt(phase.returned, self.last)
-
-    def copy(self, into: Any, value: Any, stream: int) -> None:
-        """Queue a copy, the cheapest way there is."""
-        if value.flags.c_contiguous and into.flags.c_contiguous:
-            runtime = self.cupy.cuda.runtime
-            runtime.memcpyAsync(
-                into.data.ptr, value.data.ptr, into.nbytes, runtime.memcpyDeviceToDevice, stream
-            )
-        else:
-            self.cupy.copyto(into, value)
-
-    def copied(self, value: Any, stream: int) -> Any:
-        """A copy of an array; of a Variable, as a constant."""
-        array = array_in(value)
-        copy = self.cupy.empty(array.shape, array.dtype)
-        self.copy(copy, array, stream)
-        return result(copy, 0) if isinstance(value, Variable) else copy
 
     def look(self) -> None:
         """Raise NonFiniteError if the host knows by now that a step was refused."""

@@ -114,7 +114,7 @@ class Loop:
         else:
             self.steps.append(done)
         if compares:
-            arrays = [array.copy() for array in self.arguments.inputs]
+            arrays = [input_.array.copy() for input_ in self.arguments.inputs]
             outputs = [v.copy() if on_device(v) else v for v in map(array_in, flat(returned))]
             self.compared.append((arrays, [array.copy() for array in self.numbers.values()], outputs))
         self.last = self.arguments.handed_out(flat(returned), copied)
@@ -195,8 +195,8 @@ class Loop:
             push()
 
     def load(self, inputs: list[Any]) -> None:
-        for array, value in zip(self.arguments.inputs, inputs, strict=True):
-            self.cupy.copyto(array, value)
+        for input_, array in zip(self.arguments.inputs, inputs, strict=True):
+            self.cupy.copyto(input_.array, array)
 
     # -- what does not fit -----------------------------------------------------------------------------------
 

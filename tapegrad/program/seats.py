@@ -105,6 +105,8 @@ class Seat:
         seat = older.seat if older is not None else None
         if older is None or seat is None or seat.rings is not self.rings or not self.before:
             return
+        if not older.entries:  # it was dropped, and stays because a loss waits in a still older one
+            return
         guess = self.rings.link
         entries = older.entries
         if guess is None or any(

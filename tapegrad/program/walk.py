@@ -156,10 +156,10 @@ class Pass:
         segment = window[at]
         seat = segment.seat
         losses = self.plain_losses(segment)
-        if losses is None:
+        if losses is None or not segment.entries:
             return 0
         count = 1
-        while count <= min(seat.run, at) and self.plain_losses(window[at - count]) == losses:
+        while count <= min(seat.run, at) and self.continues(window[at - count], losses):
             count += 1
         slots = {position_of(segment.entries, slot): slot for slot in self.pending}
         body = seat.rings.body(seat.link, segment)
@@ -204,6 +204,11 @@ class Pass:
         self.pending = dict(here)
         self.looped = (at, count, bound)
         return count
+
+    def continues(self, segment: WindowSegment, losses: tuple[int, ...]) -> bool:
+        """Whether a loop over segments with plain losses at these positions goes on through this one."""
+        # A dropped one lies between others as long as a loss waits in an older one.
+        return bool(segment.entries) and self.plain_losses(segment) == losses
 
     def plain_losses(self, segment: WindowSegment) -> tuple[int, ...] | None:
         """The positions of a segment's losses, if all are scalars with a cotangent of 1 that wait for this sweep."""
