@@ -152,7 +152,9 @@ class Taped(Timed):
         return self.body.reason or "the loop never became steady"
 
     def swept(self) -> str:
-        """The last word of the tape's program: the kernels that sweep, "generic" where rules do."""
+        """Which kernels sweep a window on a GPU; "generic" where rules do."""
+        if self.cupy is None:
+            return "the host"
         return (
             str(self.tape.program()).split()[-1] if "swept by kernels" in self.tape.program() else "generic"
         )

@@ -1,8 +1,9 @@
 """The arrays of a recurrent layer's window on a GPU, and the launches that work on them.
 
 No argument of a launch depends on where the window is in its ring, so that one captured graph serves every step.
-A step is `advance`, `forward` (or products and `finish`), whatever makes the cotangent of its h, and, when a sweep is
-due, `backward` (or `step_backward` and a product for each age). All launches go to CuPy's current stream.
+A step is `deposit` for one that an op has run; else `advance`, `forward` (or products and `finish`). Then comes
+whatever makes the cotangent of its h and, when a sweep is due, `backward` (or `step_backward` and a product for
+each age). All launches go to CuPy's current stream.
 """
 
 from __future__ import annotations
