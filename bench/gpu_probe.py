@@ -25,6 +25,7 @@ from tapegrad.kernels.cuda.rings import Launches, Rings
 
 ROUNDS = 9
 TIMES = 200  # of what is timed by the host
+SIZES = [(256, 1), (1024, 64)]  # hidden units and rows of the cooperative launch
 F32 = np.float32
 Figures = dict[str, float]
 
@@ -106,7 +107,7 @@ def cooperative() -> Figures:
     import cupy
 
     rng, stream, found = np.random.default_rng(0), cupy.cuda.Stream(non_blocking=True), {}
-    for hidden, batch in ((256, 1), (1024, 64)):
+    for hidden, batch in SIZES:
         with stream:
             rings = Rings(cupy, "lstm", 20, batch, hidden, hidden)
             rings.head[...] = cupy.asarray(np.array([4, 20, 1], np.int32))
@@ -135,9 +136,9 @@ def numbas() -> Figures:
 
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        value, grad, lr = cupy.ones(1000, F32), cupy.ones(1000, F32), cupy.full(1, 0.5, F32)
-        verdict = cupy.ones(1, np.int64)
-        step = kernels.sgd.bind(value, grad, value, lr, verdict, stream=stream.ptr)
+        arrays = of_sgd(cupy)
+        (value,), (grad,), _, lr, _ = arrays
+        step = kernels.sgd.bind(*arrays, stream=stream.ptr)
         step()
         graph = captured(stream, step)
         lr.fill(2.0)
@@ -151,6 +152,12 @@ def numbas() -> Figures:
             ),
             "of the host, a graph's launch, µs": of_host(stream, lambda: graph.launch(stream)),
         }
+
+
+def of_sgd(xp: Any) -> tuple[Any, ...]:
+    """What the kernel of `numbas` takes: a parameter that is written in place, its gradient, a rate of 0.5, a verdict."""
+    value, grad = xp.ones(1000, F32), xp.ones(1000, F32)
+    return [value], [grad], [value], xp.full(1, 0.5, F32), xp.ones(1, np.int64)
 
 
 PROBES: dict[str, Callable[[], Figures]] = {

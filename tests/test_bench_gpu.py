@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -301,14 +302,40 @@ def test_a_loop_that_is_not_captured_is_named(bench, cupy, monkeypatch):
     ]
 
 
-def test_our_own_product_is_asked_for_in_a_capture(bench, cupy, monkeypatch):
+@pytest.fixture
+def probe(bench, monkeypatch):
     import gpu_probe
 
     monkeypatch.setattr(gpu_probe, "ROUNDS", 1)
     monkeypatch.setattr(gpu_probe, "TIMES", 1)
-    figures = gpu_probe.answered("a captured product of our own handle")
-    assert set(figures) == {"figures"}, figures
-    assert len(figures["figures"]) == 2
+    monkeypatch.setattr(gpu_probe, "SIZES", [(64, 3)])
+    return gpu_probe
+
+
+@pytest.mark.parametrize(
+    ("question", "figures"),
+    [("a captured product of our own handle", 2), ("a captured cooperative launch", 1)],
+)
+def test_questions_are_asked_as_a_capture_allows(probe, cupy, question, figures):
+    said = probe.answered(question)
+    assert set(said) == {"figures"}, said
+    assert len(said["figures"]) == figures
+
+
+def test_a_question_that_fails_says_why(probe, cupy, monkeypatch):
+    monkeypatch.setattr(probe.blas.Handle, "matmul", lambda self, a, b, out: out)
+    assert probe.answered("a captured product of our own handle")["error"].startswith(
+        "AssertionError: a graph's product"
+    )
+
+
+def test_what_the_other_questions_ask_for_is_there(probe):
+    """They need a GPU; here their arguments are looked at."""
+    assert probe.kernels.sgd.configuration(list(probe.of_sgd(np)))
+    asked = probe.calibrate.samples(
+        types.SimpleNamespace(multiprocessors=132, launches=None, graph=None, follow=None, copy=None)
+    )
+    assert {"gap", "launch", "barrier 1", "barrier 132"} <= set(asked)
 
 
 def Taped(kind, seconds):
