@@ -39,18 +39,9 @@ SCHEDULES = {
 }
 
 
-def move_ages(grid, block, args, shared_mem):
-    """`ages.cu`, the oldest place first."""
-    memory, quads, places, by = args
-    rows = memory.reshape(-1, int(quads) * 16)
-    for at in range(int(places) - 1, -1, -1):
-        rows[at + int(by)] = rows[at]
-
-
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
     source.compiled.cache_clear()
-    monkeypatch.setitem(strict_cupy.KERNELS, "move_ages", move_ages)
     monkeypatch.setattr(model, "WAY", "generic")  # by rules; see test_device_window.py for the others
     with strict_cupy.installed() as module:
         library = fake_cublas.Library()
@@ -464,6 +455,33 @@ def test_a_move_that_leaves_places_out_is_noticed(monkeypatch, places):
     _, *expected = run("cpu", two_layers, tg.CapacitorTape(4, weights="current"))
     close(found[0], expected[0])
     assert not step.graphs and "differs" in step.reason
+
+
+@pytest.mark.parametrize("resets", [True, False])
+@pytest.mark.parametrize("at", range(1, 13, 2))
+def test_a_step_that_breaks_off_leaves_the_window_as_it_would_without_capture(at, resets):
+    def breaking(loop, data):
+        losses, zero_grad = [], loop.optimizer.zero_grad
+
+        def broken():
+            zero_grad()
+            raise RuntimeError("on purpose")
+
+        for i, pair in enumerate(data):
+            if i == at:
+                loop.optimizer.zero_grad = broken
+                with pytest.raises(RuntimeError, match="on purpose"):
+                    loop.run([pair])
+                loop.optimizer.zero_grad = zero_grad
+                if resets:
+                    loop.tape.reset()
+                    loop.state = loop.initial()
+            else:
+                losses += loop.run([pair])
+        return losses
+
+    loop = both(meanwhile=breaking, schedule="every second", steps=60)
+    assert loop.step.graphs == 2 and loop.step.reason == ""
 
 
 # -- what cannot be captured ---------------------------------------------------------------------------------

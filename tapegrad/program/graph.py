@@ -127,6 +127,9 @@ class Captured:
         except CaptureError as error:  # it has not
             self._give_up(str(error))
             return self._noted(self.step(*args, **kwargs))
+        except BaseException:  # it broke off, and what it has recorded stays where it is
+            self._loop, self._calls = None, 0
+            raise
         self.launches += 1
         return self._graphs.launch(inputs)
 

@@ -21,7 +21,7 @@ from ..core.variable import LEAVES, Variable, constant
 from ..core.window import WindowSegment
 from ..errors import CaptureError
 from ..nest import flat, rebuilt
-from .arenas import Arenas, Step, alive
+from .arenas import Arenas, Block, Step, alive
 from .arguments import Arguments, array_in
 from .launches import Graphs
 from .position import Leaves, Position
@@ -235,16 +235,15 @@ class Loop:
         arrays = [array for v in returned if on_device(array := array_in(v))]
         if any(not isinstance(v, (Variable, int, float, str, bool)) and not on_device(v) for v in returned):
             return "it returns something that is neither a Variable, an array on the device nor a number"
-        gc.collect()
-        for block in alive(step.rest):
-            if not any(block.holds(array) for array in arrays):
-                return (
-                    f"an array of {block.nbytes} bytes that is made in the step outlives it. Return it, or make it before "
-                    f"the loop and write it in place"
-                )
+        left = left_over(step.rest, arrays)
+        if left:
+            return (
+                f"an array of {left[0].nbytes} bytes that is made in the step outlives it. Return it, or make it before "
+                f"the loop and write it in place"
+            )
         earlier = [*self.measured, *self.steps]
         old = earlier[: max(0, len(earlier) - self.window)]
-        if now.rehearsing and any(alive(step.recorded) for step in old):
+        if now.rehearsing and any(left_over(step.recorded, []) for step in old):
             return "an array that was recorded is held longer than its window"
         alike = self.steps[len(self.steps) % self.period :: self.period]
         if now.rehearsing and step.place >= 0 and any(other.sizes != step.sizes for other in alike):
@@ -330,6 +329,17 @@ class Loop:
 def copied(value: Any) -> Any:
     """A copy of an array on the device; of a Variable, as a constant."""
     return constant(value._array.copy()) if isinstance(value, Variable) else value.copy()
+
+
+def left_over(blocks: list[Any], arrays: list[Any]) -> list[Block]:
+    """Those of `blocks` that somebody holds, other than for `arrays`."""
+
+    def found() -> list[Block]:
+        return [block for block in alive(blocks) if not any(block.holds(array) for array in arrays)]
+
+    if found():
+        gc.collect()  # it may be a cycle that waits for the collector
+    return found()
 
 
 def is_made_by(step: Step, array: Any) -> bool:
