@@ -1,7 +1,8 @@
 """What Numba's kernels on a GPU compute for arrays of CuPy, and when they do: `choice.py` asks here.
 
 They do for float32 and float64 on the device that is current, if Numba can compile for it; else CuPy's functions
-serve, which `cpu.py` calls. What is made is made by CuPy, so that it comes from CuPy's allocator.
+serve, which `cpu.py` calls. A recurrent step of few rows is one kernel in CUDA C++ (`cuda/steps.py`), where that takes
+less time than two products and Numba's. What is made is made by CuPy, so that it comes from CuPy's allocator.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import cpu, gpu, gpu_cupy
+from .cuda import steps
 from .gpu_cupy import launch
 from .gpu_launch import REALS, Kernel
 
@@ -55,11 +57,22 @@ def product(a: Array, b: Array) -> Array:
     return in_order(cpu.product(a, b), a.dtype)
 
 
+def fused(cell: str, *arrays: Array) -> steps.Step | None:
+    """A whole step of the cell in one launch, if that is to make it."""
+    # Products go another way in a CUDA graph, and in the steps before it.
+    return steps.fused(cell, cpu.multiply is not None, *arrays)
+
+
 def lstm_step(x: Array, h: Array, c: Array, w_x: Array, w_h: Array, b: Array) -> tuple[Array, ...]:
     """`cpu.lstm_step`."""
     shape, dtype = c.shape, c.dtype
-    gates, from_h = product(x, w_x), product(h, w_h)
     h_next, c_next, tanh_c = room(shape, dtype), room(shape, dtype), room(shape, dtype)
+    step = fused("lstm", x, h, c, w_x, w_h, b)
+    if step is not None:
+        gates = room((len(c), b.size), dtype)
+        step((x, h, c, w_x, w_h, b, None), (h_next, c_next, gates, tanh_c))
+        return h_next, c_next, gates, tanh_c
+    gates, from_h = product(x, w_x), product(h, w_h)
     lstm_gates(from_h, in_order(b, dtype), in_order(c, dtype), gates, h_next, c_next, tanh_c)
     return h_next, c_next, gates, tanh_c
 
@@ -77,8 +90,13 @@ def lstm_step_pullback(
 def gru_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array, b_h: Array) -> tuple[Array, ...]:
     """`cpu.gru_step`."""
     shape, dtype = h.shape, h.dtype
-    gates, from_h = product(x, w_x), product(h, w_h)
     h_next, inner = room(shape, dtype), room(shape, dtype)
+    step = fused("gru", x, h, w_x, w_h, b, b_h)
+    if step is not None:
+        gates = room((len(h), b.size), dtype)
+        step((x, h, None, w_x, w_h, b, b_h), (h_next, None, gates, inner))
+        return h_next, gates, inner
+    gates, from_h = product(x, w_x), product(h, w_h)
     gru_gates(from_h, *(in_order(a, dtype) for a in (b, b_h, h)), gates, inner, h_next)
     return h_next, gates, inner
 
@@ -93,6 +111,11 @@ def gru_step_pullback(ct: Array, h: Array, gates: Array, inner: Array) -> tuple[
 
 def rnn_step(x: Array, h: Array, w_x: Array, w_h: Array, b: Array) -> Array:
     """`cpu.rnn_step`."""
+    step = fused("rnn", x, h, w_x, w_h, b)
+    if step is not None:
+        h_next = room(h.shape, h.dtype)
+        step((x, h, None, w_x, w_h, b, None), (h_next, None, None, None))
+        return h_next
     h_next, from_h = product(x, w_x), product(h, w_h)
     rnn_gates(from_h, in_order(b, h.dtype), h_next)
     return h_next

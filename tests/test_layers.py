@@ -15,8 +15,8 @@ PACKAGE = pathlib.Path(tapegrad.__file__).parent
 ORDER = [
     ["errors", "types"],
     [
-        "kernels.cache", "kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu_optimizers", "kernels.gpu", "kernels.gpu_cupy", "kernels.gpu_choice",
-        "kernels.cuda.costs", "kernels.cuda.plan", "kernels.cuda.source", "kernels.cuda.model", "kernels.cuda.calibrate", "kernels.cuda.rings", "kernels.cuda.blas", "kernels.cuda", "kernels.choice", "kernels",
+        "kernels.cache", "kernels.reference", "kernels.cpu", "kernels.compiled", "kernels.gpu_launch", "kernels.gpu_recurrent", "kernels.gpu_optimizers", "kernels.gpu", "kernels.gpu_cupy",
+        "kernels.cuda.costs", "kernels.cuda.plan", "kernels.cuda.source", "kernels.cuda.model", "kernels.cuda.steps", "kernels.cuda.calibrate", "kernels.cuda.rings", "kernels.cuda.blas", "kernels.cuda", "kernels.gpu_choice", "kernels.choice", "kernels",
     ],
     ["backend.products", "backend.capture", "backend.namespace", "backend.scipy", "backend.device"],
     [

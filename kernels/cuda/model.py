@@ -1,15 +1,23 @@
-"""Which way a recurrent layer's window is swept on a GPU: the one that a small model says takes least time.
+"""Which way a recurrent layer steps, and its window is swept, on a GPU: the one that a small model says takes least time.
+
+A window:
 
     persistent   one launch for the whole window, a barrier of blocks for each step (`persistent_backward`)
     alternating  for each step a pointwise kernel, and a product (`step_backward`)
     generic      the rules of the ops, which make each step's part of the gradients by itself
 
-Both of the first two end with one product for the weights' gradients. A kernel takes the gap between kernels, what
+Both of the first two end with one product for the weights' gradients. A step:
+
+    fused        one launch, which reads the weights once for eight rows (`forward_step`)
+    products     two products and a pointwise kernel
+
+A kernel takes the gap between kernels, what
 it waits for, and the time of its arithmetic or of its memory; in a graph that is all, outside it the host must also
 launch each, and the slower of host and GPU counts. The constants are `Costs`: estimates, until
 `python -m tapegrad doctor --calibrate` has measured them.
 
-The user's word goes first: an argument of `choose`, `use("persistent")`, or TAPEGRAD_GPU_SWEEP in the environment.
+The user's word goes first: an argument of `choose` and `choose_step`, `use("persistent")` and `use_step("fused")`, or
+TAPEGRAD_GPU_SWEEP and TAPEGRAD_GPU_STEP in the environment.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from .costs import ESTIMATES, Costs
 from .plan import FLOAT, H100, Gpu
 
 WAYS = ("persistent", "alternating", "generic")
+STEPS = ("fused", "products")
 BIASES = {"lstm": 1, "gru": 2, "rnn": 1}
 
 
@@ -119,6 +128,21 @@ def gradients(cell: str, hidden: int, batch: int, window: int, costs: Costs) -> 
     return product(2 * hidden + 1, width, depth, costs)
 
 
+def parts_of_step(
+    way: str, cell: str, n_in: int, hidden: int, batch: int, costs: Costs = ESTIMATES, gpu: Gpu = H100
+) -> dict[str, Work]:
+    """What a step consists of. Raises ValueError if the way does not fit the sizes."""
+    width = plan.CELLS[cell][1] * hidden
+    state, wide = FLOAT * batch * hidden, FLOAT * batch * width
+    if way == "fused":
+        division, weights = plan.forward_step(cell, n_in, hidden, batch), FLOAT * (n_in + hidden) * width
+        # Loads one after the other as of pointwise kernels, once the weights are there.
+        time = max(streamed(weights, costs), division.time(gpu.multiprocessors, costs))
+        return {"step": Work(1, pointwise(0, costs).time + time)}
+    both = [product(batch, width, inputs, costs) for inputs in (n_in, hidden)]
+    return {"products": together(*both), "pointwise": pointwise(3 * wide + 4 * state, costs)}
+
+
 def window_cost(
     way: str,
     cell: str,
@@ -130,7 +154,25 @@ def window_cost(
     gpu: Gpu = H100,
 ) -> float:
     """Microseconds of a sweep, as part of a CUDA graph (`captured`), or launched kernel by kernel."""
-    kernels, time = together(*parts(way, cell, hidden, batch, window, costs, gpu).values())
+    return took(parts(way, cell, hidden, batch, window, costs, gpu), costs, captured)
+
+
+def step_cost(
+    way: str,
+    cell: str,
+    n_in: int,
+    hidden: int,
+    batch: int,
+    costs: Costs = ESTIMATES,
+    captured: bool = False,
+    gpu: Gpu = H100,
+) -> float:
+    """Microseconds of a step, as `window_cost`."""
+    return took(parts_of_step(way, cell, n_in, hidden, batch, costs, gpu), costs, captured)
+
+
+def took(parts: dict[str, Work], costs: Costs, captured: bool) -> float:
+    kernels, time = together(*parts.values())
     return time if captured else max(time, kernels * costs.launch)
 
 
@@ -197,6 +239,36 @@ def choose(
     )[1]
 
 
+def choose_step(
+    cell: str,
+    n_in: int,
+    hidden: int,
+    batch: int,
+    gpu: Gpu | None = None,
+    *,
+    captured: bool = False,
+    costs: Costs | None = None,
+    way: str = "auto",
+) -> str:
+    """The quicker way to step that fits: "fused" or "products". `gpu`, `costs` and `way` as of `choose`.
+
+    "fused" that is asked for is taken wherever it fits, and "products" elsewhere.
+    """
+    wanted = known_step(way) if way != "auto" else STEP
+    try:
+        plan.forward_step(cell, n_in, hidden, batch)
+    except ValueError:
+        return "products"
+    if wanted != "auto":
+        return wanted
+    # Weights that are read again for each eight rows are what products are made for; where the one begins to take
+    # longer than the other no estimate says well enough.
+    if batch > plan.MOST_FORWARD_ROWS:
+        return "products"
+    gpu, costs = gpu or this_gpu(), costs or these_costs()
+    return min(STEPS, key=lambda way: step_cost(way, cell, n_in, hidden, batch, costs, captured, gpu))
+
+
 def use(way: str) -> str:
     """Sweep this way from now on; "auto" leaves it to the model. Returns what was in force."""
     global WAY
@@ -204,11 +276,26 @@ def use(way: str) -> str:
     return before
 
 
+def use_step(way: str) -> str:
+    """Step this way from now on, as `use`."""
+    global STEP
+    before, STEP = STEP, known_step(way)
+    return before
+
+
 def known(way: str) -> str:
-    if way not in ("auto", *WAYS):
+    return one_of(way, WAYS, "a window is swept", "TAPEGRAD_GPU_SWEEP")
+
+
+def known_step(way: str) -> str:
+    return one_of(way, STEPS, "a step is made", "TAPEGRAD_GPU_STEP")
+
+
+def one_of(way: str, ways: tuple[str, ...], what: str, variable: str) -> str:
+    if way not in ("auto", *ways):
         raise ValueError(
-            f"a window is swept by one of auto, {', '.join(WAYS)}; {way!r} came "
-            "(an argument, or TAPEGRAD_GPU_SWEEP in the environment)."
+            f"{what} by one of auto, {', '.join(ways)}; {way!r} came "
+            f"(an argument, or {variable} in the environment)."
         )
     return way
 
@@ -223,5 +310,6 @@ def these_costs() -> Costs:
     return (source.available() and costs_of.measured(costs_of.this_origin())) or ESTIMATES
 
 
-WAY = "auto"
+WAY = STEP = "auto"
 use(os.environ.get("TAPEGRAD_GPU_SWEEP", "auto"))
+use_step(os.environ.get("TAPEGRAD_GPU_STEP", "auto"))

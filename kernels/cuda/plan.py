@@ -108,7 +108,8 @@ class Forward(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int]:
-        return blocks_for(self.hidden, self.units), blocks_for(self.batch, self.rows)
+        """Groups of rows, and groups of units: those that read the same weights come one after the other."""
+        return blocks_for(self.batch, self.rows), blocks_for(self.hidden, self.units)
 
     @property
     def threads(self) -> int:
@@ -121,6 +122,19 @@ class Forward(NamedTuple):
     @property
     def expression(self) -> str:
         return f"forward_step<{CELLS[self.cell][0]}, {self.units}, {self.rows}, {self.warps}>"
+
+    def time(self, multiprocessors: int, costs: Costs = ESTIMATES) -> float:
+        """Microseconds of its blocks, if the weights lie in L2. One is on a multiprocessor at a time: it needs the registers."""
+        _, gates, sums = CELLS[self.cell]
+        inputs, blocks = self.n_in + self.hidden, self.grid[0] * self.grid[1]
+        # Memory hands out eight floats at a time.
+        weights = FLOAT * inputs * gates * max(self.units, 8)
+        products = 2 * self.rows * self.units * gates * inputs / costs.fp32_of_block / 1e3
+        # A thread waits for its weights, multiplies, and asks for the next ones then.
+        loads = blocks_for(inputs * self.units, 16 * self.threads) * costs.latency
+        added = 4 * self.warps * self.rows * sums / costs.clock
+        of_block = max(weights / costs.l2_of_block / 1e3, products + loads) + added
+        return max(blocks_for(blocks, multiprocessors) * of_block, weights * blocks / costs.l2 / 1e3)
 
 
 # Adjoints that a thread finishes: it keeps what they need in registers beside its 64 sums.
@@ -175,10 +189,9 @@ def why_not(cell: str, hidden: int, batch: int, gpu: Gpu) -> str:
 def forward_step(cell: str, n_in: int, hidden: int, batch: int) -> Forward:
     """The division of a step over a GPU. Raises ValueError if the kernel cannot read arrays of such sizes."""
     check("forward_step", cell, hidden, batch)
-    if n_in % 4:
+    if n_in < 4 or n_in % 4:
         raise ValueError(
-            f"forward_step: n_in must be a multiple of 4, rows are read 16 bytes at a time.\n  n_in: {n_in}. "
-            "Use finish_step, after the products."
+            f"forward_step: n_in must be a multiple of 4, rows are read 16 bytes at a time.\n  n_in: {n_in}"
         )
     rows = max(powers_of_two(min(MOST_FORWARD_ROWS, 2 * batch - 1)))
     # Eight units are the 32 bytes that memory hands out at once. With fewer a narrow layer has more blocks.

@@ -1,9 +1,8 @@
 """The arrays of a recurrent layer's window on a GPU, and the launches that work on them.
 
 No argument of a launch depends on where the window is in its ring, so that one captured graph serves every step.
-A step is `deposit` for one that an op has run; else `advance`, `forward` (or products and `finish`). Then comes
-whatever makes the cotangent of its h and, when a sweep is due, `backward` (or `step_backward` and a product for
-each age). All launches go to CuPy's current stream.
+A step that an op has run is brought there by `deposit`. Then comes whatever makes the cotangent of its h and, when a
+sweep is due, `backward` (or `step_backward` and a product for each age). All launches go to CuPy's current stream.
 """
 
 from __future__ import annotations
@@ -71,33 +70,6 @@ class Launches:
     def backward_plan(self) -> plan.Backward:
         rings, gpu = self.rings, self.gpu or source.this_gpu()
         return plan.persistent_backward(rings.cell, rings.hidden, rings.batch, gpu)
-
-    @functools.cached_property
-    def forward_plan(self) -> plan.Forward:
-        rings = self.rings
-        return plan.forward_step(rings.cell, rings.n_in, rings.hidden, rings.batch)
-
-    def advance(self, stride: int = 1) -> None:
-        """Before a step: the head moves to the slot that the step fills."""
-        kernel = self.compiled("forward.cu", "advance_head")
-        kernel((1,), (1,), (self.rings.head, INT(self.rings.slots), INT(self.rings.window), INT(stride)))
-
-    def forward(
-        self, x: Array, w_x: Array, w_h: Array, b: Array, b_h: Array = None, h_now: Array = None
-    ) -> None:
-        """A step: x (batch, n_in) and the state behind the newest slot give the next state; `h_now` gets its h."""
-        chosen = self.forward_plan
-        kernel = self.compiled("forward.cu", chosen.expression, chosen.shared_bytes)
-        args = (*self._sizes(), x, w_x, w_h, b, pointer(b_h), *self._written(), pointer(h_now))
-        kernel(chosen.grid, (chosen.threads,), args, shared_mem=chosen.shared_bytes)
-
-    def finish(
-        self, x: Array, from_x: Array, from_h: Array, b: Array, b_h: Array = None, h_now: Array = None
-    ) -> None:
-        """`forward` after its products x w_x and h w_h; `from_h` may be None if `from_x` is their sum."""
-        kernel = self.compiled("forward.cu", f"finish_step<{self.name}>")
-        args = (*self._sizes(), x, from_x, pointer(from_h), b, pointer(b_h), *self._written(), pointer(h_now))
-        kernel(self._blocks(max(self.rings.hidden, self.rings.n_in)), (THREADS,), args)
 
     def deposit(
         self,
@@ -172,18 +144,6 @@ class Launches:
 
     def _blocks(self, each_row: int) -> tuple[int]:
         return (plan.blocks_for(self.rings.batch * each_row, THREADS),)
-
-    def _sizes(self) -> tuple[Any, ...]:
-        rings = self.rings
-        return rings.head, INT(rings.slots), INT(rings.batch), INT(rings.n_in), INT(rings.hidden)
-
-    def _written(self) -> tuple[Any, ...]:
-        rings = self.rings
-        stride = INT(rings.inputs.shape[-1])
-        return (
-            rings.inputs, stride, rings.hs, stride,
-            pointer(rings.cs), pointer(rings.gates), pointer(rings.extra),
-        )  # fmt: skip
 
     def _read(self, seeds: Array, ages: int, joints: Array) -> tuple[Any, ...]:
         rings = self.rings

@@ -69,7 +69,7 @@ class Captured:
         functools.update_wrapper(self, step)
         self.name = getattr(step, "__name__", "step")
         self.step = step
-        self.reason, self.launches, self.failures = "", 0, 0
+        self.reason, self.launches = "", 0
         self._graphs: Graphs | None = None
         self._loop: Loop | None = None
         self._calls = 0
