@@ -59,7 +59,7 @@ def product(a: Array, b: Array) -> Array:
 
 def fused(cell: str, *arrays: Array) -> steps.Step | None:
     """A whole step of the cell in one launch, if that is to make it."""
-    # Products go another way in a CUDA graph, and in the steps before it.
+    # What multiplies is another function while a step is rehearsed for a CUDA graph, or captured in one.
     return steps.fused(cell, cpu.multiply is not None, *arrays)
 
 

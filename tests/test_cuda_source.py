@@ -17,6 +17,7 @@ from tapegrad.kernels import cpu
 from tapegrad.kernels.cuda import available, plan, source
 from tapegrad.kernels.cuda.plan import Backward, Forward
 from tapegrad.kernels.cuda.rings import Launches, Rings
+from tapegrad.kernels.cuda.steps import Step
 
 FIBRES = pathlib.Path(__file__).parent / "fibres"
 LIBC = ctypes.CDLL(None)
@@ -46,7 +47,9 @@ STEPS = [
     *(Forward(cell, 12, 20, 5, 8, 4, 2) for cell in CELLS),
     *(Forward(cell, 8, 12, 3, 4, 1, 1) for cell in CELLS),
     *(plan.forward_step(cell, 32, 64, 11) for cell in CELLS),
+    *(plan.forward_step(cell, 20, 36, batch) for cell, batch in zip(CELLS, (1, 2, 3), strict=True)),
     plan.forward_step("lstm", 24, 512, 1),
+    plan.forward_step("gru", 8, 516, 9),
 ]
 
 
@@ -147,7 +150,7 @@ def expressions(name):
             *(p.expression for p in (*DIVISIONS, *PHASES.values(), *LONG.values())),
             *(f"step_backward<{s}>" for s in structs),
         ]
-    return [*(p.expression for p in STEPS), *(f"finish_step<{s}>" for s in structs), "advance_head"]
+    return [p.expression for p in STEPS]
 
 
 def barriers(name):
@@ -358,12 +361,16 @@ def test_one_captured_graph_serves_every_phase(cell):
         rings = Rings(cupy, cell, 3, batch, n, n)
         w_x, w_h, b, *b_h = (cupy.asarray(w) for w in weights)
         x, seeds = cupy.zeros((batch, n), np.float32), cupy.zeros((1, batch, n), np.float32)
-        launches = Launches(rings)
+        launches, forward = Launches(rings), Step(plan.forward_step(cell, n, n, batch))
+        given, made = on(cupy, cell, batch, x, (w_x, w_h, b, *b_h))
 
         def step():
-            launches.advance()
-            launches.forward(x, w_x, w_h, b, *b_h)
-            launches.backward(w_h, seeds)
+            forward(given, made)
+            launches.deposit(**kept(given, made))
+            for state, following in zip(given[1:3], made, strict=False):
+                if state is not None:
+                    state[...] = following
+            launches.backward(w_h, seeds, ages=1)
 
         step()  # compiles, which a capture does not allow
         stream.synchronize()
@@ -378,6 +385,7 @@ def test_one_captured_graph_serves_every_phase(cell):
             for name, there in vars(rings).items():
                 if isinstance(there, cupy.ndarray):
                     setattr(host, name, there.get())
+            host.head[2] = 1
             of_x, of_h, *_ = swept(host, weights[1], seeds.get(), None, np.zeros((2, batch, n)))
             is_close(host.deltas, of_h, "deltas")
             if cell == "gru":
@@ -413,66 +421,87 @@ def weights_for(cell, n_in, n, rng):
     return [(rng.uniform(-1, 1, shape) / (n_in + n) ** 0.5).astype(F32) for shape in shapes]
 
 
-def stepped(rings, x, weights):
-    """A step in float64 from the state in the ring: what `cpu` returns, h' and (c' of) what is kept."""
-    slot = int(rings.head[0])
-    state = [rings.hs[slot], *([] if rings.cs is None else [rings.cs[slot]])]
-    kept = getattr(cpu, f"{rings.cell}_step")(*map(doubles, (x, *state, *weights)))
-    return kept if isinstance(kept, tuple) else (kept,)
+def on(xp, cell, batch, x, weights):
+    """What a step is given, its state zeros; and room for what it makes. None is what the cell has none of."""
+    w_x, w_h, b, *b_h = weights
+    n = len(w_h)
+    given = [x, xp.zeros((batch, n), F32), None, w_x, w_h, b, *(b_h or [None])]
+    made = [xp.full((batch, n), np.nan, F32), None, None, None]
+    if cell == "lstm":
+        given[2], made[1] = xp.zeros((batch, n), F32), xp.full((batch, n), np.nan, F32)
+    if cell != "rnn":
+        made[2:] = xp.full((batch, b.size), np.nan, F32), xp.full((batch, n), np.nan, F32)
+    return given, made
 
 
-def in_the_ring(rings, slot):
-    """The same from the ring."""
-    behind = (slot + 1) % rings.slots
-    if rings.cell == "lstm":
-        return rings.hs[behind], rings.cs[behind], rings.gates[slot], rings.extra[slot]
-    return (rings.hs[behind], *([] if rings.cell == "rnn" else [rings.gates[slot], rings.extra[slot]]))
+def kept(given, made):
+    """What an op keeps of the step, by the names of `deposit`."""
+    x, h, c, *_ = given
+    h_next, _, gates, extra = made
+    return {
+        "x": x,
+        "h": h,
+        "c": c,
+        "gates": gates,
+        "extra": extra,
+        "h_next": h_next if gates is None else None,
+    }
 
 
-def run_steps(machine, division, run):
-    """Steps through a ring of four slots, small ones more than once around, each against float64."""
-    rng = np.random.default_rng(5)
-    cell, n_in, n, batch = division.cell, division.n_in, division.hidden, division.batch
-    rings, weights = Rings(np, cell, 3, batch, n_in, n), weights_for(cell, n_in, n, rng)
-    launches, h_now = Launches(rings, machine.compiled), np.empty((batch, n), F32)
-    launches.forward_plan = division
-    for t in range(5 if n < 64 else 2):
-        x = rng.uniform(-1, 1, (batch, n_in)).astype(F32)
-        launches.advance(stride=2)
-        slot = t % 4
-        assert list(rings.head) == [slot, min(t + 1, 3), 1 + t % 2]
-        run(launches, x, weights, h_now)
-        for i, (y, truth) in enumerate(
-            zip(in_the_ring(rings, slot), stepped(rings, x, weights), strict=True)
-        ):
-            is_close(y, truth, f"step {t}, output {i}")
-        np.testing.assert_array_equal(rings.inputs[slot, :, :n_in], x)
-        np.testing.assert_array_equal(rings.hs[(slot + 1) % 4], h_now)
-        assert (rings.inputs[..., n_in + n] == 1).all()
-        assert not rings.inputs[..., n_in + n + 1 :].any()
+def drawn(division, seed=5):
+    """Random arrays for a step, and room for what it makes."""
+    cell, rng, shape = division.cell, np.random.default_rng(seed), (division.batch, division.n_in)
+    weights = weights_for(cell, division.n_in, division.hidden, rng)
+    given, made = on(np, cell, division.batch, rng.uniform(-1, 1, shape).astype(F32), weights)
+    for state in given[1:3]:
+        if state is not None:
+            state[...] = rng.uniform(-1, 1, state.shape)
+    return given, made
+
+
+def stepped(cell, given):
+    """A step in float64: what `cpu` returns."""
+    found = getattr(cpu, f"{cell}_step")(*(doubles(a) for a in given if a is not None))
+    return found if isinstance(found, tuple) else (found,)
 
 
 @pytest.mark.parametrize("division", STEPS, ids=lambda p: p.expression[13:-1] + f", batch {p.batch}")
 def test_a_step_is_its_definition(machine, division):
-    def run(launches, x, weights, h_now):
-        b_h = weights[3] if division.cell == "gru" else None
-        launches.forward(x, *weights[:3], b_h, h_now)
+    given, made = drawn(division)
+    before = [None if a is None else a.copy() for a in given]
+    Step(division, machine.compiled)(given, made)
+    found = [a for a in made if a is not None]
+    for i, (y, truth) in enumerate(zip(found, stepped(division.cell, before), strict=True)):
+        is_close(y, truth, f"output {i}")
+        for row, exact in zip(y, truth, strict=True):  # one by one: each is somebody's state
+            is_close(row, exact, f"a row of output {i}")
+    for a, b in zip(given, before, strict=True):
+        np.testing.assert_array_equal(a, b)
 
-    run_steps(machine, division, run)
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_a_step_is_the_same_in_any_order_of_threads(libraries, cell, order):
+    division = next(p for p in STEPS if p.cell == cell)
+    found = []
+    for o in (order, 4):
+        given, made = drawn(division)
+        Step(division, Fibres(libraries, o).compiled)(given, made)
+        found.append(made)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("cell", "together"), [("lstm", False), ("lstm", True), ("gru", False), ("rnn", False), ("rnn", True)]
-)
-def test_a_step_is_finished_after_its_products(machine, cell, together):
-    def run(launches, x, weights, h_now):
-        rings = launches.rings
-        from_x, from_h = x @ weights[0], rings.hs[rings.head[0]] @ weights[1]
-        if together:
-            from_x, from_h = from_x + from_h, None
-        launches.finish(x, from_x, from_h, weights[2], weights[3] if cell == "gru" else None, h_now)
-
-    run_steps(machine, Forward(cell, 7, 20, 3, 4, 1), run)
+@pytest.mark.gpu
+@pytest.mark.skipif(not available(), reason="needs CuPy and a GPU")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_of_the_sizes_that_it_is_for(cell):
+    for hidden, batch in itertools.product((256, 512, 1024), (1, 2, 3, 8, 64)):
+        division = plan.forward_step(cell, hidden, hidden, batch)
+        given, made = drawn(division)
+        Step(division, OnGpu().compiled)(given, made)
+        for y, truth in zip((a for a in made if a is not None), stepped(cell, given), strict=True):
+            is_close(y, truth, f"{hidden} units, batch {batch}")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -481,17 +510,23 @@ def test_one_product_over_the_ring_is_the_weights_gradient_at_every_phase(machin
     n_in, n, batch, window = 12, 16, 3, 3
     rings, weights = Rings(np, cell, window, batch, n_in, n), weights_for(cell, n_in, n, rng)
     launches, steps = Launches(rings, machine.compiled), []
-    launches.forward_plan, launches.backward_plan = Forward(cell, n_in, n, batch, 8, 4, 2), PHASES[cell]
-    for _ in range(9):
+    launches.backward_plan = PHASES[cell]
+    forward = Step(Forward(cell, n_in, n, batch, 8, 4, 2), machine.compiled)
+    given, made = on(np, cell, batch, np.zeros((batch, n_in), F32), weights)
+    for t in range(9):
         x, seeds = (
             rng.standard_normal((batch, n_in)).astype(F32),
             rng.standard_normal((1, batch, n)).astype(F32),
         )
-        launches.advance()
-        launches.forward(x, *weights[:3], weights[3] if cell == "gru" else None)
-        launches.backward(weights[1], seeds)
+        given[0] = x
+        forward(given, made)
+        launches.deposit(**kept(given, made))
+        launches.backward(weights[1], seeds, ages=1)
         slot = int(rings.head[0])
-        steps = [*steps, (slot, x, rings.hs[slot].copy())][-window:]
+        assert slot == t % 4
+        steps = [*steps, (slot, x, given[1])][-window:]
+        given[1:3] = [a if a is None else a.copy() for a in made[:2]]
+        rings.head[2] = 1
         of_x, of_h, *_ = swept(rings, weights[1], seeds, None, np.zeros((2, batch, n)))
         truth = (
             sum(doubles(x).T @ of_x[s] for s, x, _ in steps),
@@ -598,15 +633,9 @@ def error_of_a_sweep(libraries, order, left_out):
 
 
 def error_of_a_step(libraries, order, left_out):
-    rng, division = np.random.default_rng(5), STEPS[0]
-    rings = Rings(np, "lstm", 3, division.batch, division.n_in, division.hidden)
-    rings.head[:] = 0, 1, 1
-    weights = weights_for("lstm", division.n_in, division.hidden, rng)
-    x = rng.standard_normal((division.batch, division.n_in)).astype(F32)
-    launches = Launches(rings, Fibres(libraries, order, left_out).compiled)
-    launches.forward_plan = division
-    launches.forward(x, *weights)
-    return np.abs(rings.hs[1] - stepped(rings, x, weights)[0]).max()
+    given, made = drawn(STEPS[0])
+    Step(STEPS[0], Fibres(libraries, order, left_out).compiled)(given, made)
+    return max(np.abs(y - truth).max() for y, truth in zip(made, stepped("lstm", given), strict=True))
 
 
 def error_of_a_deposit(libraries, order, left_out):
@@ -654,6 +683,13 @@ def test_no_barrier_is_forgotten_above():
         written = source.text(name, {"device.h": FIBRES / "launch.h"})
         waits = re.findall(r"\w*sync\w*\(\)|\.come\(\)|\.wait\(\)", written)
         assert len(waits) == len(barriers(name))
+
+
+def test_a_step_that_reads_beyond_an_array_is_ended(libraries):
+    given, made = drawn(STEPS[0])
+    given[3] = given[3][:-1].copy()
+    with pytest.raises(RuntimeError, match="beyond the end of an array"):
+        Step(STEPS[0], Fibres(libraries).compiled)(given, made)
 
 
 def test_a_launch_that_reads_beyond_an_array_is_ended(libraries):
@@ -708,9 +744,21 @@ def test_a_smaller_gpu_holds_less():
         plan.persistent_backward("lstm", 1024, 1, small)
 
 
-def test_a_step_of_an_odd_number_of_inputs_is_refused():
-    with pytest.raises(ValueError, match=re.escape("n_in must be a multiple of 4")):
-        plan.forward_step("lstm", 30, 64, 1)
+@pytest.mark.parametrize(("sizes", "why"), [((30, 64, 1), "n_in must be"), ((0, 64, 1), "n_in must be"), ((32, 66, 1), "hidden must be"), ((32, 64, 0), "batch must be")])  # fmt: skip
+def test_a_step_of_sizes_that_the_kernel_does_not_read_is_refused(sizes, why):
+    with pytest.raises(ValueError, match=f"^forward_step: {why}"):
+        plan.forward_step("lstm", *sizes)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_step_has_blocks_for_all_its_units_and_rows(cell):
+    for hidden, batch in itertools.product((4, 20, 512, 1024, 1028), (1, 2, 3, 7, 8, 9, 500)):
+        chosen = plan.forward_step(cell, 64, hidden, batch)
+        rows, units = chosen.grid
+        assert 0 <= rows * chosen.rows - batch < chosen.rows <= plan.MOST_FORWARD_ROWS
+        assert 0 <= units * chosen.units - hidden < chosen.units
+        assert chosen.shared_bytes <= 48 * 1024  # what a launch may have unasked
+        assert (rows == 1) == (batch <= plan.MOST_FORWARD_ROWS)
 
 
 # -- source --------------------------------------------------------------------------------------------
@@ -741,10 +789,16 @@ COMPILED = {
         plan.persistent_backward("lstm", 256, 64),
         plan.persistent_backward("lstm", 1024, 1),
     ],
-    "forward.cu": [plan.forward_step(cell, 1024, 1024, batch) for cell in CELLS for batch in (1, 16)],
+    # All that there are.
+    "forward.cu": [
+        plan.forward_step(cell, 256, hidden, batch)
+        for cell in CELLS
+        for hidden in (256, 512)
+        for batch in (1, 2, 4, 8)
+    ],
 }
-ELEMENTWISE = {"backward.cu": "step_backward", "forward.cu": "finish_step"}
-PLAIN = {"backward.cu": 0, "forward.cu": 1, "deposit.cu": 2}  # kernels that are no templates
+ELEMENTWISE = {"backward.cu": "step_backward"}
+PLAIN = {"backward.cu": 0, "forward.cu": 0, "deposit.cu": 2}  # kernels that are no templates
 REPORT = re.compile(
     r"entry function '(?P<kernel>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",

@@ -462,7 +462,7 @@ def test_what_does_not_fit_goes_by_rules(one_launch, run):
         {"schedule": tg.Tolerance(1e-3, tg.Sliding(4))},
         {"schedule": tg.Randomized(3, longest=4, seed=0)},
     ],
-    ids=str,
+    ids=["a callable joint", "joint 0", "replay", "Tolerance", "Randomized"],
 )
 def test_settings_that_kernels_do_not_know_go_by_rules(one_launch, how):
     how = {"schedule": 4, **how}

@@ -1,11 +1,12 @@
-"""Arrays of CuPy reach Numba's kernels, and optimizers keep their numbers on the device.
+"""Arrays of CuPy reach Numba's kernels and the step in CUDA C++, and optimizers keep their numbers on the device.
 
 On the stand-in for CuPy (`strict_cupy.py`). There Numba launches nothing, so that optimizers compute by CuPy's
 functions; one test runs this file again with Numba's simulator, where kernels get their arrays at real addresses, from
-the words that CuPy would hand to CUDA. `pytest -m gpu` runs what is marked so on CuPy itself.
+the words that CuPy would hand to CUDA, and the step in one launch is made over fibres. `pytest -m gpu` runs what is marked so on CuPy itself.
 """
 
 import ctypes
+import functools
 import importlib.util
 import logging
 import math
@@ -19,7 +20,8 @@ import types
 import numpy as np
 import pytest
 from tapegrad.kernels import choice, cpu, gpu_launch
-from tapegrad.kernels.cuda import blas
+from tapegrad.kernels.cuda import blas, model, plan, source
+from tapegrad.kernels.cuda import steps as steps_of
 
 import tapegrad as tg
 from tapegrad.backend import capture
@@ -43,7 +45,7 @@ def beside(name):
     return sys.modules[name]
 
 
-strict_cupy = beside("strict_cupy")
+strict_cupy, test_cuda_source = beside("strict_cupy"), beside("test_cuda_source")
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +289,240 @@ def test_arrays_that_do_not_fit_are_refused_however_often(kernels):
     with pytest.raises(ValueError, match="rnn_gates: takes C-ordered arrays, and strides"):
         gpu_choice.rnn_gates(there(normal(3, 3)).T, *there([normal(3), normal(3, 3)]))
     assert not kernels
+
+
+# -- recurrent steps in one launch -----------------------------------------------------------------------------
+
+MAKE = {"lstm": lstm, "gru": gru, "rnn": rnn}
+EACH_CELL = pytest.mark.parametrize("cell", MAKE)
+N_IN, HIDDEN = 8, 12
+
+
+@pytest.fixture(scope="module")
+def forward_library(tmp_path_factory):
+    """`forward.cu` over fibres, and the expressions that it has: those of up to eight rows, and of more."""
+    if not SIMULATED:
+        pytest.skip("Numba's simulator runs this in a test of its own")
+    expressions = [
+        plan.forward_step(c, N_IN, HIDDEN, batch).expression for c in MAKE for batch in (1, 2, 4, 8)
+    ]
+    return test_cuda_source.built(tmp_path_factory.mktemp("fibres"), "forward.cu", expressions), expressions
+
+
+@pytest.fixture
+def one_launch(kernels, forward_library, monkeypatch):
+    """The kernel over fibres, in the memory of the stand-in's arrays: its launches are among `kernels`."""
+    library, expressions = forward_library
+
+    def run(expression, grid, block, args, shared_mem):
+        kernels.append("forward_step")
+        pointers = [np.uintp(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in args]
+        test_cuda_source.Fibres({}).call((library, expression), grid[:2], block, pointers, shared_mem)
+
+    for expression in expressions:
+        monkeypatch.setitem(strict_cupy.KERNELS, expression, functools.partial(run, expression))
+    for cache in (source.compiled, steps_of.step_for):
+        cache.cache_clear()
+    yield kernels
+    for cache in (source.compiled, steps_of.step_for):
+        cache.cache_clear()
+
+
+def op_of(cell):
+    return getattr(_recurrent, f"{cell}_step")
+
+
+def exact(arrays):
+    return [a.astype(F64) for a in arrays]
+
+
+def near(found, truth):
+    """Equal in float32, beside the largest element: a sum's last bits are those of its largest term."""
+    np.testing.assert_allclose(here(found), truth, rtol=1e-5, atol=1e-6 * np.abs(truth).max())
+
+
+@EACH_CELL
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
+def test_few_rows_are_a_step_in_one_launch(one_launch, cell, batch):
+    inputs, cts = MAKE[cell](batch, N_IN, HIDDEN, F32), []
+    truth, _ = pulled(op_of(cell), exact(inputs), cts)
+    found, count = pulled(op_of(cell), there(inputs), cts, one_launch)
+    assert one_launch[:count] == ["forward_step"]
+    assert one_launch[count:] == [f"{cell}_step_pullback"]
+    for array, number in zip(found, truth, strict=True):
+        assert array.dtype == F32
+        near(array, number)
+
+
+@EACH_CELL
+def test_one_launch_makes_what_cpu_makes_and_nothing_besides(one_launch, cell, cupy, monkeypatch):
+    """Also what only a pullback reads."""
+    inputs, called = MAKE[cell](3, N_IN, HIDDEN, F32), []
+    arrays = there(inputs)
+    for name in ("empty", "empty_like", "zeros", "ascontiguousarray", "matmul"):
+        make = getattr(cupy, name)
+        monkeypatch.setattr(cupy, name, lambda *a, f=make, n=name, **k: called.append(n) or f(*a, **k))
+    found = flat([getattr(choice, f"{cell}_step")(*arrays)])
+    truth = flat([getattr(cpu, f"{cell}_step")(*exact(inputs))])
+    assert one_launch == ["forward_step"] and called == ["empty"] * len(truth)
+    for y, number in zip(found, truth, strict=True):
+        assert y.shape == number.shape
+        near(y, number)
+
+
+def beginning(off, array):
+    """`array` on the device, so many bytes behind where one would begin."""
+    count = off // array.itemsize
+    memory = strict_cupy.cupy.empty((array.size + count,), array.dtype)
+    memory[count:] = there(array.reshape(-1))
+    return memory[count:].reshape(array.shape)
+
+
+def turned(array):
+    """`array` on the device, by columns."""
+    return there(np.ascontiguousarray(array.T)).T
+
+
+# What the kernel does not take: sizes and dtype, and how an argument comes to the device.
+OTHERS = {
+    "float64": ((3, N_IN, HIDDEN, F64), {}),
+    "seven inputs": ((3, 7, HIDDEN, F32), {}),
+    "ten units": ((3, N_IN, 10, F32), {}),
+    "nine rows": ((9, N_IN, HIDDEN, F32), {}),
+    "x by columns": ((3, N_IN, HIDDEN, F32), {"x": turned}),
+    "w_x by columns": ((3, N_IN, HIDDEN, F32), {"w_x": turned}),
+    "w_h by columns": ((3, N_IN, HIDDEN, F32), {"w_h": turned}),
+    "h off 16 bytes": ((3, N_IN, HIDDEN, F32), {"h": functools.partial(beginning, 4)}),
+    "w_x off 16 bytes": ((3, N_IN, HIDDEN, F32), {"w_x": functools.partial(beginning, 8)}),
+}
+
+
+@EACH_CELL
+@pytest.mark.parametrize("how", OTHERS)
+def test_what_the_one_launch_does_not_take_is_products_and_a_kernel(one_launch, cell, how):
+    sizes, moves = OTHERS[how]
+    inputs, names = MAKE[cell](*sizes), getattr(_recurrent, cell.upper())
+    arrays = [moves.get(name, there)(a) for name, a in zip(names, inputs, strict=True)]
+    found = flat([op_of(cell)(*arrays)])
+    assert one_launch == [f"{cell}_gates"]
+    for y, number in zip(found, flat([op_of(cell)(*exact(inputs))]), strict=True):
+        near(y, number)
+
+
+def test_arrays_that_begin_on_16_bytes_inside_others_are_taken(one_launch):
+    inputs = lstm(3, N_IN, HIDDEN, F32)
+    found = op_of("lstm")(*(beginning(16, a) for a in inputs))
+    assert one_launch == ["forward_step"]
+    near(found[0], op_of("lstm")(*exact(inputs))[0])
+
+
+def test_the_user_says_how_a_step_is_made(one_launch):
+    few, many = there(lstm(3, N_IN, HIDDEN, F32)), there(lstm(19, N_IN, HIDDEN, F32))
+    for way, launched in [
+        ("auto", ["forward_step", "lstm_gates"]),
+        ("products", ["lstm_gates", "lstm_gates"]),
+        ("fused", ["forward_step", "forward_step"]),
+    ]:
+        one_launch.clear()
+        before = model.use_step(way)
+        try:
+            found = [op_of("lstm")(*inputs)[0] for inputs in (few, many)]
+        finally:
+            assert model.use_step(before) == way
+        assert one_launch == launched
+        for y, inputs in zip(found, (few, many), strict=True):
+            expected = op_of("lstm")(*(here(a).astype(F64) for a in inputs))[0]
+            near(y, expected)
+
+
+def test_a_launch_less_is_worth_nothing_in_a_graph(one_launch, monkeypatch):
+    costs = model.ESTIMATES._replace(launch=1e6, l2_of_block=1e-3)
+    monkeypatch.setattr(model, "these_costs", lambda: costs)
+    inputs = there(lstm(3, N_IN, HIDDEN, F32))
+    op_of("lstm")(*inputs)
+    monkeypatch.setattr(cpu, "multiply", lambda a, b, out: a @ b)
+    op_of("lstm")(*inputs)
+    assert one_launch == ["forward_step", "lstm_gates"]
+
+
+def test_a_kernel_that_does_not_compile_leaves_the_step_to_products_and_the_log_says_why(
+    one_launch, monkeypatch, cupy, caplog
+):
+    def refuse(**kwargs):
+        raise RuntimeError("NVRTC_ERROR_COMPILATION")
+
+    inputs = lstm(3, N_IN, HIDDEN, F32)
+    monkeypatch.setattr(cupy, "RawModule", refuse)
+    with caplog.at_level(logging.WARNING, "tapegrad.kernels"):
+        found = [op_of("lstm")(*there(inputs)) for _ in range(2)]
+    assert one_launch == ["lstm_gates"] * 2
+    near(found[1][0], op_of("lstm")(*exact(inputs))[0])
+    (record,) = caplog.records
+    assert record.name == "tapegrad.kernels"
+    assert record.getMessage() == (
+        "the kernel `forward_step` does not run on cuda:0, products serve: NVRTC_ERROR_COMPILATION"
+    )
+
+
+class Recurrent:
+    """A loop of a cell, on the device its body captured."""
+
+    def __init__(self, device, cell, batch, schedule):
+        kinds = {"lstm": tg.nn.LSTMCell, "gru": tg.nn.GRUCell, "rnn": tg.nn.RNNCell}
+        self.cell = kinds[cell](N_IN, HIDDEN, rng=0, dtype=F32 if device == "cuda" else F64).to(device)
+        if device == "cpu":
+            for p, q in zip(
+                self.cell.parameters(), kinds[cell](N_IN, HIDDEN, rng=0, dtype=F32).parameters(), strict=True
+            ):
+                p.value = q.value.astype(F64)
+        self.optimizer = tg.optim.SGD(self.cell.parameters(), 0.1)
+        self.tape = tg.CapacitorTape(schedule, weights="current")
+        self.state = self.cell.initial_state(batch)
+        self.step = tg.capture(self.body) if device == "cuda" else self.body
+
+    def body(self, x, state):
+        with self.tape:
+            out, state = self.cell(x, state)
+            loss = tg.mean(tg.square(out - 0.5))
+        if self.tape.backward(loss):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss, state
+
+    def run(self, data):
+        losses = []
+        for x in data:
+            loss, self.state = self.step(x, self.state)
+            losses.append(loss)
+        return [*losses, *self.cell.parameters()]
+
+
+@EACH_CELL
+def test_a_graph_repeats_the_one_launch(one_launch, cell, monkeypatch):
+    library = beside("fake_cublas").Library()
+    monkeypatch.setattr(blas, "loaded_library", lambda: library)
+    monkeypatch.setattr(model, "WAY", "generic")
+    data = [normal(2, N_IN, dtype=F32) for _ in range(30)]
+    loop = Recurrent("cuda", cell, 2, 3)
+    found = loop.run(there(data))
+    assert loop.step.reason == "" and loop.step.launches > 10
+    assert one_launch.count("forward_step") >= len(data) and f"{cell}_gates" not in one_launch
+    for y, number in zip(found, Recurrent("cpu", cell, 2, 3).run(exact(data)), strict=True):
+        near(y, number.value)
+    capture.LATEST.clear()  # handles of this library
+    assert not library.problems
+
+
+@pytest.mark.gpu
+@EACH_CELL
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_few_rows_on_a_gpu_are_a_step_in_one_launch(prepared, cell, batch):
+    inputs, cts = MAKE[cell](batch, 64, 128, F32), []
+    truth, _ = pulled(op_of(cell), exact(inputs), cts)
+    found, _ = pulled(op_of(cell), there(inputs), cts)
+    assert prepared() == {f"{cell}_step_pullback"}, "the log says why"
+    for array, number in zip(found, truth, strict=True):
+        near(array, number)
 
 
 # -- optimizers ------------------------------------------------------------------------------------------------

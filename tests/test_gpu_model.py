@@ -166,12 +166,19 @@ def test_the_users_word_goes_first_and_an_arguments_before_that():
 
 
 @pytest.mark.parametrize(
-    ("said", "printed"), [("alternating", "alternating"), ("", "auto"), ("fast", "ValueError")]
+    ("variable", "said", "printed"),
+    [
+        ("SWEEP", "alternating", "alternating auto"),
+        ("STEP", "products", "auto products"),
+        ("STEP", "", "auto auto"),
+        ("SWEEP", "fast", "ValueError: a window"),
+        ("STEP", "fast", "ValueError: a step"),
+    ],
 )
-def test_the_environment_says_how(said, printed):
-    code = "from tapegrad.kernels.cuda import model; print(model.WAY)"
-    environment = {k: v for k, v in os.environ.items() if k != "TAPEGRAD_GPU_SWEEP"}
-    environment |= {"TAPEGRAD_GPU_SWEEP": said} if said else {}
+def test_the_environment_says_how(variable, said, printed):
+    code = "from tapegrad.kernels.cuda import model; print(model.WAY, model.STEP)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TAPEGRAD_GPU_")}
+    environment |= {f"TAPEGRAD_GPU_{variable}": said} if said else {}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert printed in done.stdout + done.stderr
 
@@ -198,6 +205,79 @@ def test_without_a_gpu_estimates_for_an_h100_decide(monkeypatch):
 def test_a_plan_is_made_by_the_costs_at_hand():
     few_blocks = plan.persistent_backward("lstm", 256, 1, costs=ESTIMATES._replace(barrier_of_block=1.0))
     assert few_blocks.grid[0] < plan.persistent_backward("lstm", 256, 1).grid[0]
+
+
+# -- steps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_fused_step_is_one_kernel_and_the_other_three(cell):
+    for way, count in {"fused": 1, "products": 3}.items():
+        assert sum(work.kernels for work in model.parts_of_step(way, cell, 64, 64, 2).values()) == count
+        eager = model.step_cost(way, cell, 64, 64, 2, OTHERS._replace(launch=1e3), captured=False)
+        assert eager == count * 1e3
+        graph = model.step_cost(way, cell, 64, 64, 2, OTHERS._replace(launch=1e3), captured=True)
+        assert graph == model.step_cost(way, cell, 64, 64, 2, OTHERS, captured=True) < 1e2
+
+
+def test_a_fused_step_reads_the_weights_once_for_eight_rows():
+    gaps = ESTIMATES.gap + 3 * ESTIMATES.latency
+    # 32 MiB of weights, more than stays in L2; then 2 MiB, whose blocks read 64 KiB each, in sectors of eight floats.
+    large, small = (model.step_cost("fused", "lstm", n, n, 1, captured=True) for n in (1024, 256))
+    assert large == pytest.approx(gaps + 4 * 2048 * 4096 / 3000e3)
+    added = 4 * 16 * 1 * 4 / ESTIMATES.clock
+    assert small == pytest.approx(gaps + 4 * 512 * 4 * 8 / 79e3 + added)
+    free = ESTIMATES._replace(fp32_of_block=1e30, clock=1e30, latency=0.0, l2_of_block=1e30)
+    costs = [
+        model.step_cost("fused", "lstm", 256, 256, rows, free, True) - free.gap for rows in (8, 9, 16, 17)
+    ]
+    assert costs == pytest.approx([costs[0], 2 * costs[0], 2 * costs[0], 3 * costs[0]])
+
+
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_estimates_fuse_steps_of_up_to_eight_rows(cell, captured):
+    for hidden, batch in itertools.product((64, 256, 512, 1024), (1, 2, 3, 8, 9, 64)):
+        found = model.choose_step(cell, hidden, hidden, batch, plan.H100, captured=captured, costs=ESTIMATES)
+        assert found == ("fused" if batch <= 8 else "products"), (hidden, batch)
+
+
+def test_a_step_is_made_the_way_that_costs_less():
+    rng, chosen = np.random.default_rng(0), set()
+    for _ in range(300):
+        given, captured = (
+            drawn(rng)._replace(l2_of_block=79.0 / 4 ** rng.uniform(0, 4)),
+            bool(rng.integers(2)),
+        )
+        sizes = (
+            str(rng.choice(CELLS)),
+            *(4 * int(4 ** rng.uniform(0, 4)) for _ in range(2)),
+            int(rng.integers(1, 9)),
+        )
+        found = model.choose_step(*sizes, plan.H100, captured=captured, costs=given)
+        costs = {way: model.step_cost(way, *sizes, given, captured) for way in model.STEPS}
+        assert costs[found] == min(costs.values()), (sizes, costs)
+        chosen.add(found)
+    assert chosen == set(model.STEPS)  # or the test shows nothing
+
+
+def test_the_user_says_how_to_step_where_it_fits():
+    assert model.choose_step("lstm", 64, 64, 100, way="fused") == "fused"
+    assert model.choose_step("lstm", 64, 64, 1, way="products") == "products"
+    before = model.use_step("products")
+    try:
+        assert before == "auto" and model.choose_step("lstm", 64, 64, 1) == "products"
+        assert model.choose_step("lstm", 64, 64, 1, way="fused") == "fused"
+        for sizes in ((63, 64, 1), (64, 66, 1), (0, 64, 1)):
+            assert model.choose_step("lstm", *sizes, way="fused") == "products"
+    finally:
+        assert model.use_step(before) == "products"
+    assert model.choose_step("lstm", 63, 64, 1) == "products"
+    with pytest.raises(ValueError, match="a step is made by one of auto, fused, products; 'quick' came"):
+        model.choose_step("lstm", 64, 64, 1, way="quick")
+    with pytest.raises(ValueError, match="TAPEGRAD_GPU_STEP"):
+        model.use_step("quick")
+    assert model.STEP == "auto"
 
 
 # -- files ---------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class Forward(NamedTuple):
         return f"forward_step<{CELLS[self.cell][0]}, {self.units}, {self.rows}, {self.warps}>"
 
     def time(self, multiprocessors: int, costs: Costs = ESTIMATES) -> float:
-        """Microseconds of its blocks, if the weights lie in L2. One is on a multiprocessor at a time: it needs the registers."""
+        """Microseconds of its blocks, if the weights lie in L2, and one is on a multiprocessor at a time."""
         _, gates, sums = CELLS[self.cell]
         inputs, blocks = self.n_in + self.hidden, self.grid[0] * self.grid[1]
         # Memory hands out eight floats at a time.

@@ -1,8 +1,8 @@
 """A step of a recurrent cell in one launch: `forward_step`, for arrays and sizes that it takes.
 
-    step = fused("lstm", False, x, h, c, w_x, w_h, b)
-    if step is not None:
-        step((x, h, c, w_x, w_h, b, None), (h_next, c_next, gates, tanh_c))
+step = fused("lstm", False, x, h, c, w_x, w_h, b)
+if step is not None:
+    step((x, h, c, w_x, w_h, b, None), (h_next, c_next, gates, tanh_c))
 """
 
 from __future__ import annotations

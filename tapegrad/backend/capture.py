@@ -29,6 +29,10 @@ from ..errors import CaptureError, describe
 NOW: Capturing | None = None
 
 
+class NotSteady(Exception):
+    """Something is not as it was when a step was captured: it runs eagerly, and is looked at again from the beginning."""
+
+
 class Supplies:
     """What graphs of one stream read that no step owns: the workspace of a cuBLAS handle, and constants."""
 

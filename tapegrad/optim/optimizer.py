@@ -156,13 +156,28 @@ class Optimizer:
         if self._numbers is not None:
             self._numbers.push(float(self.lr))
 
+    def _settings(self) -> dict[str, Any]:
+        """What is written into a graph: the numbers that this optimizer was given, but for the learning rate."""
+        kinds = (int, float, bool, str, tuple, type(None))
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, kinds) and name != "lr" and not name.startswith("_")
+        }
+
+    def _before_launch(self, settings: dict[str, Any]) -> None:
+        """Tell the device of another learning rate. Raises NotSteady if anything else was set."""
+        if self._settings() != settings:
+            raise capture.NotSteady(f"a setting of {type(self).__name__} has changed")
+        self.push_lr()
+
     def _tell_capture(self, numbers: Numbers, live: list[tuple[int, Variable, Any]]) -> None:
         """Name what this step has written in place, and what has to be done before a graph repeats it."""
         step = capture.now()
         if step is not None:
             kept = [array for i, _, _ in live for array in self.state[i].values() if on_device(array)]
             capture.writes(numbers.counts, *kept)
-            step.before[id(self)] = self.push_lr
+            step.before[id(self)] = functools.partial(self._before_launch, self._settings())
             step.numbers |= {id(array): array for array in numbers.arrays()}
 
     def update_on_device(self, live: list[Any], numbers: Numbers, *, kernels: bool) -> list[Array]:

@@ -71,6 +71,10 @@ class Arenas:
         self.age(0, 0)  # compiles and loads the kernel, which a capture should not
         self.records = False  # whether what is made now is recorded, though no tape is active
 
+    def bounds(self) -> tuple[int, int]:
+        """The addresses between which all places lie."""
+        return self.memory.data.ptr, self.memory.data.ptr + self.memory.nbytes
+
     def begin(self, place: int = -1) -> Step:
         """A step begins, which records into `place`."""
         self.step = Step(place)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+from ..backend.capture import NotSteady
 from ..backend.device import on_device
 from ..core.variable import Variable, result
 from ..errors import describe
 from ..nest import flat, rebuilt
-
-
-class NotSteady(Exception):
-    """A call that is not like the one before: the step runs eagerly, and is looked at again from the beginning."""
 
 
 def array_in(value: Any) -> Any:
@@ -63,6 +59,8 @@ class Arguments:
         for part, value in zip(self.parts, along(self.form, (args, kwargs), []), strict=True):
             if type(part) is Input:
                 array = value._array if isinstance(value, Variable) else value
+                if isinstance(value, Variable) and value._slot:
+                    raise NotSteady("a state came where an array did")
                 if not on_device(array) or array.shape != part.shape or array.dtype != part.dtype:
                     raise NotSteady(
                         f"{describe(value)} came, and {describe(part.array)} on the device before"
@@ -86,15 +84,6 @@ class Arguments:
             for part in self.parts
         ]
         return rebuilt(self.form, values)
-
-    def handed_out(self, returned: list[Any], copied: Callable[[Any], Any]) -> list[Any]:
-        """What the caller gets of what a step returned: a state as it is, which the next call brings back, and copies
-        of other arrays, for later steps write to the same memory."""
-        carried = {state.at for state in self.states}
-        return [
-            value if at in carried or not on_device(array_in(value)) else copied(value)
-            for at, value in enumerate(returned)
-        ]
 
 
 def along(form: Any, nest: Any, found: list[Any]) -> list[Any]:

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..backend import capture as seam
+from ..backend.capture import NotSteady
 from ..backend.device import in_use, on_device
 from ..errors import ArgumentError, CaptureError, describe
 from ..nest import flat
-from .arguments import NotSteady, array_in
+from .arguments import array_in
 from .launches import Graphs
 from .rehearsal import Loop, Unfit
 
@@ -27,7 +29,7 @@ LOG = logging.getLogger("tapegrad.capture")
 WARM = 3  # steps before anything is measured: kernels are compiled, averages made
 
 
-def capture(step: Callable[..., Any]) -> Captured:
+def capture(step: Any = None, *, writes: Iterable[Any] = ()) -> Any:
     """`step`, a function that is the body of a loop, as one that becomes a CUDA graph once the loop is steady.
 
         @tg.capture
@@ -44,18 +46,21 @@ def capture(step: Callable[..., Any]) -> Captured:
             loss, state = step(x, target, state)
 
     Arguments: arrays on the device (copied in at each call), the Variables that the last call returned (a state, which stays
-    connected to the window), and things that stay the same. Returns: that state, and copies of other arrays. What Python does in a
-    step is done while it runs eagerly and not again: print and count outside. Parameters and averages keep their memory: an
-    array taken from `p.value` changes with every launch. A learning rate may be changed at any time.
+    connected to the window), and things that stay the same. Returns: the same as `step`, arrays as copies. What Python does
+    in a step is done while it runs eagerly and not again: print and count outside. A learning rate may be changed, and a parameter be
+    assigned, at any time; whoever uses the tape finds it where the loop is, and ends the graph. `writes`: arrays of CuPy's that
+    are yours and that the step writes in place (`total += loss.value`); it must write to no other.
 
     Without a GPU, or where something cannot be captured, the step runs as it is: `step.reason` says why, and so
     does the log (`logging.getLogger("tapegrad.capture")`).
 
     Raises ArgumentError if `step` cannot be called.
     """
+    if step is None:
+        return functools.partial(capture, writes=writes)
     if not callable(step):
         raise ArgumentError(f"capture: `step` must be a function, and {describe(step)} came.")
-    return Captured(step)
+    return Captured(step, list(writes))
 
 
 class Captured:
@@ -65,10 +70,10 @@ class Captured:
     it only waits for the loop to be steady. `launches`: how often a graph was launched.
     """
 
-    def __init__(self, step: Callable[..., Any]) -> None:
+    def __init__(self, step: Callable[..., Any], writes: list[Any]) -> None:
         functools.update_wrapper(self, step)
         self.name = getattr(step, "__name__", "step")
-        self.step = step
+        self.step, self.writes = step, writes
         self.reason, self.launches = "", 0
         self._graphs: Graphs | None = None
         self._loop: Loop | None = None
@@ -80,6 +85,8 @@ class Captured:
         return 0 if self._graphs is None else len(self._graphs.phases)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if seam.now() is not None:  # part of another step that is captured
+            return self.step(*args, **kwargs)
         graphs = self._graphs
         if graphs is None:
             return self._eagerly(args, kwargs)
@@ -100,6 +107,9 @@ class Captured:
         assert self._graphs is not None
         LOG.info("%s runs eagerly: %s", self.name, why)
         self._graphs.leave()
+
+    def _left(self) -> None:
+        """The graphs are not used any more."""
         self._graphs, self._loop, self._calls, self._returned = None, None, 0, []
 
     def _eagerly(self, args: Any, kwargs: Any) -> Any:
@@ -111,7 +121,7 @@ class Captured:
             return self._noted(self.step(*args, **kwargs))
         try:
             if self._loop is None:
-                self._loop = Loop(self.step, args, kwargs)
+                self._loop = Loop(self.step, args, kwargs, self._returned, self.writes)
             inputs = self._loop.accept(args, kwargs, self._returned)
         except NotSteady as change:
             LOG.info("%s is looked at again: %s", self.name, change)
@@ -130,6 +140,7 @@ class Captured:
         except BaseException:  # it broke off, and what it has recorded stays where it is
             self._loop, self._calls = None, 0
             raise
+        self._graphs.leaving = self._left
         self.launches += 1
         return self._graphs.launch(inputs)
 

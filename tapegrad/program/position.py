@@ -1,16 +1,20 @@
 """Where a tape stands in its loop, noted and put back: what Python knows of the window, not the arrays.
 
 A graph that repeats a step repeats no Python, so a tape stays where it was when the step was captured. The arrays
-that its segments name hold today's values (`arenas.py`): it can go on from there.
+that its segments name hold today's values (`arenas.py`): it can go on from there. Whoever touches it meanwhile
+wakes it first, and finds it where the loop is.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
+from ..backend.device import on_device
 from ..core.capacitor import CapacitorTape
-from ..core.variable import LEAVES
+from ..core.variable import LEAVES, Variable
 from ..core.window import WindowSegment
 
 
@@ -65,11 +69,59 @@ def copied(segment: WindowSegment) -> WindowSegment:
 
 
 class Leaves:
-    """The values and gradients of all leaves, noted and put back."""
+    """The values and gradients of all leaves on a device, noted and put back."""
 
     def __init__(self) -> None:
-        self.noted = [(leaf, leaf._array, leaf._grad) for leaf in list(LEAVES.values())]
+        self.noted = [
+            (leaf, leaf._array, leaf._grad) for leaf in list(LEAVES.values()) if on_device(leaf._array)
+        ]
+
+    def changed(self) -> list[tuple[Variable, bool]]:
+        """Those that have another value or another gradient now, and whether it is the gradient."""
+        return [
+            (leaf, leaf._grad is not grad)
+            for leaf, array, grad in self.noted
+            if leaf._array is not array or leaf._grad is not grad
+        ]
 
     def restore(self) -> None:
         for leaf, array, grad in self.noted:
             leaf._array, leaf._grad = array, grad
+
+
+# -- tapes whose loop goes on without them -----------------------------------------------------------------------
+#
+# Between two launches such a tape is asleep. Asking it for anything wakes it: Python's view of it is brought to where
+# the loop is, and the graphs are left.
+
+SAME = frozenset(["weights", "joint", "__class__"])  # what no step changes
+WAKE: dict[int, Callable[[], None]] = {}  # what wakes a tape, by its id, while it sleeps
+
+
+def get(tape: CapacitorTape, name: str) -> Any:
+    """`tape.name`, awake, unless no step changes that."""
+    if name in SAME:
+        return object.__getattribute__(tape, name)
+    WAKE[id(tape)]()
+    return getattr(tape, name)
+
+
+def put(tape: CapacitorTape, name: str, value: Any) -> None:
+    """`tape.name = value`, awake."""
+    WAKE[id(tape)]()
+    setattr(tape, name, value)
+
+
+def put_to_sleep(tape: CapacitorTape, wake: Callable[[], None]) -> None:
+    """Asking `tape` for anything calls `wake` first, which is to call `awaken`."""
+    kind = type(tape)
+    WAKE[id(tape)] = wake
+    tape.__class__ = type(
+        kind.__name__, (kind,), {"__slots__": (), "__getattribute__": get, "__setattr__": put}
+    )
+
+
+def awaken(tape: CapacitorTape) -> None:
+    """`tape` is an ordinary one again."""
+    if WAKE.pop(id(tape), None) is not None:
+        object.__setattr__(tape, "__class__", type(tape).__bases__[0])

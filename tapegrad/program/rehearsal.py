@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..backend import capture as seam
+from ..backend.capture import NotSteady
 from ..backend.device import cupy_with_a_device, on_device
 from ..core.adjoints import AdjointMap
 from ..core.capacitor import CapacitorTape
 from ..core.schedule import Schedule
-from ..core.variable import LEAVES, Variable, constant
+from ..core.variable import LEAVES, Variable, result
 from ..core.window import WindowSegment
 from ..errors import CaptureError
 from ..nest import flat, rebuilt
@@ -25,6 +26,7 @@ from .arenas import Arenas, Block, Step, alive
 from .arguments import Arguments, array_in
 from .launches import Graphs
 from .position import Leaves, Position
+from .record import input_slots
 
 LONGEST_PERIOD = 64  # steps, and graphs
 
@@ -47,7 +49,9 @@ class Home:
 class Loop:
     """A loop on its way to its capture: measured, then rehearsed in memory by age."""
 
-    def __init__(self, step: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def __init__(
+        self, step: Callable[..., Any], args: Any, kwargs: Any, returned: list[Any], writes: list[Any]
+    ) -> None:
         self.step = step
         self.cupy = cupy_with_a_device("cuda")
         self.stream = self.cupy.cuda.Stream(non_blocking=True)
@@ -58,12 +62,15 @@ class Loop:
         self.steps: list[Step] = []  # rehearsed in their places
         self.tapes: list[Any] = []
         self.homes: dict[int, Home] = {}  # by the leaf's slot
-        self.written: dict[int, Any] = {}  # what steps write in place, by id
+        self.written = {id(array): array for array in writes}  # what steps write in place, by id
         self.pushes: dict[Any, Callable[[], None]] = {}  # what brings numbers of the host's to `numbers`
         self.numbers: dict[int, Any] = {}
         self.window, self.period = 1, 1
         self.versions = False  # whether a window keeps the weights of each of its steps
-        self.last: list[Any] = []  # returned by the last step, flat
+        self.last = returned  # by the last step, flat; and what the caller got for it
+        self.given = returned
+        self.leaves: Leaves | None = None  # as the last step left them, and the tapes
+        self.stood: list[tuple[Any, Any]] = []
         self.before: Any = None  # what the memory held before the steps that graphs will be compared with
         # Of those: the inputs, the numbers of the host's, and what they returned.
         self.compared: list[tuple[list[Any], list[Any], list[Any]]] = []
@@ -78,8 +85,32 @@ class Loop:
         return len(self.steps) == self.rehearsals
 
     def accept(self, args: Any, kwargs: Any, returned: list[Any]) -> list[Any]:
-        self.last = returned
-        return self.arguments.accept(args, kwargs, returned)
+        """The arrays of a call's inputs. Raises NotSteady if something is not as the last step left it."""
+        if any(tape.recording or stand(tape) != stood for tape, stood in self.stood):
+            raise NotSteady("a tape was used between two steps")
+        inputs = self.arguments.accept(args, kwargs, returned)
+        if self.leaves is not None:
+            self.bring_in(self.leaves)
+        self.push()
+        self.given = returned
+        return inputs
+
+    def bring_in(self, leaves: Leaves) -> bool:
+        """Take over the values that were assigned since `leaves` were noted; whether there were any.
+
+        Raises NotSteady for a leaf that steps do not write to, and for another gradient.
+        """
+        own = {id(home.leaf): home for home in self.homes.values()}
+        moved = [home for home in self.homes.values() if home.leaf._array is not home.array]
+        for leaf, has_gradient in leaves.changed():
+            piece = bool(moved) and leaf._array.base is not None  # of a vector that was assigned
+            if has_gradient or not (id(leaf) in own or piece):
+                what = "gradient" if has_gradient else "value"
+                raise NotSteady(f"{leaf.name or 'a leaf'} has another {what} than the last step left")
+        for home in moved:
+            self.cupy.copyto(home.array, home.leaf._array)
+            home.leaf.rebind(home.array)
+        return bool(moved)
 
     # -- eager steps ---------------------------------------------------------------------------------------
 
@@ -91,7 +122,6 @@ class Loop:
         compares = not measuring and len(self.steps) >= self.window
         place = -1 if measuring else self.period - 1 + self.rehearsals - len(self.steps)
         self.load(inputs)
-        self.push()
         if compares and self.before is None:
             self.before = self.snapshot()
         with self.running(place, rehearsing=True) as now:
@@ -117,8 +147,9 @@ class Loop:
             arrays = [input_.array.copy() for input_ in self.arguments.inputs]
             outputs = [v.copy() if on_device(v) else v for v in map(array_in, flat(returned))]
             self.compared.append((arrays, [array.copy() for array in self.numbers.values()], outputs))
-        self.last = self.arguments.handed_out(flat(returned), copied)
-        return rebuilt(returned, self.last)
+        self.leaves = Leaves()
+        self.stood = [(tape, stand(tape)) for tape in self.tapes if isinstance(tape, CapacitorTape)]
+        return rebuilt(returned, copies_of(flat(returned)))
 
     def one_step(self) -> Any:
         """The step on the inputs' own memory, and what is done around it, be it captured or not."""
@@ -208,6 +239,8 @@ class Loop:
         for tape in tapes:
             if not isinstance(tape, CapacitorTape):
                 continue
+            if hasattr(tape.joint, "state_dict"):
+                return "its joint draws or counts on the host"
             if tape.weights == "replay":
                 return 'weights="replay" runs the window again; use "current" or "recorded"'
             self.versions |= tape.weights == "recorded"
@@ -274,7 +307,6 @@ class Loop:
 
         Raises CaptureError, and all is as before, if the step cannot be captured or does something else then.
         """
-        self.push()
         numbers = [array.copy() for array in self.numbers.values()]
         positions = [Position(tape) for tape in self.tapes if isinstance(tape, CapacitorTape)]
         leaves, last, after = Leaves(), self.last, self.snapshot()
@@ -294,13 +326,15 @@ class Loop:
             self.put_back(after, 0)
             if isinstance(error, CaptureError) or not isinstance(error, Exception):
                 raise
-            raise CaptureError(f"capture: {error}") from error
+            said = str(error) or repr(error)
+            raise CaptureError(f"capture: {said}") from error
         finally:
             self.put_numbers(numbers)
             if collecting:
                 gc.enable()
         self.put_back(after, self.period)
         self.before, self.compared = None, []
+        graphs.begin()
         return graphs
 
     def capture_one(self, phase: int) -> tuple[Any, Any, Any]:
@@ -310,6 +344,7 @@ class Loop:
             try:
                 if phase == 0:
                     self.memory.age(self.window, self.period)
+                states = {self.last[state.at]._slot for state in self.arguments.states}
                 returned = self.one_step()
             except BaseException:
                 with contextlib.suppress(Exception):  # it says again that the capture is void
@@ -319,6 +354,8 @@ class Loop:
         reason = self.misfit(self.memory.step, now, flat(returned))
         if not reason and self.memory.step.sizes != self.steps[phase - self.period].sizes:
             reason = "steps record arrays of different sizes"
+        if not reason and self.period > 1 and not all(reads_only(tape, states) for tape in self.tapes):
+            reason = "it carries on a state that is not an argument, under a schedule that does not sweep every step"
         if not reason and now.written.keys() - self.written.keys():
             reason = "it writes to arrays that earlier steps have not written to"
         if reason:
@@ -326,9 +363,32 @@ class Loop:
         return graph, returned, now
 
 
-def copied(value: Any) -> Any:
-    """A copy of an array on the device; of a Variable, as a constant."""
-    return constant(value._array.copy()) if isinstance(value, Variable) else value.copy()
+def stand(tape: CapacitorTape) -> Any:
+    """Where a tape is in its loop, as numbers that its use changes."""
+    return tape._count, [(clock.now, clock.swept, clock.forgotten) for clock in tape._clocks]
+
+
+def copies_of(returned: list[Any]) -> list[Any]:
+    """What the caller gets of what a step returned: later steps write to its memory. One copy of what stands there twice."""
+    made: dict[int, Any] = {}
+    for value in returned:
+        if not on_device(array_in(value)) or (isinstance(value, Variable) and value._slot < 0):
+            made[id(value)] = value
+        elif id(value) not in made:
+            copy = array_in(value).copy()
+            made[id(value)] = result(copy, value._slot) if isinstance(value, Variable) else copy
+    return [made[id(value)] for value in returned]
+
+
+def reads_only(tape: Any, slots: set[int]) -> bool:
+    """Whether the newest segment of `tape` reads no other values of earlier ones than those in `slots`."""
+    if not isinstance(tape, CapacitorTape):
+        return False
+    if not tape._closed or tape._closed[-1].index != tape._count:
+        return True
+    segment = tape._closed[-1]
+    read = {slot for entry in segment.entries for slot in input_slots(entry)}
+    return {slot for slot in read if 0 < slot <= segment.first} <= slots
 
 
 def left_over(blocks: list[Any], arrays: list[Any]) -> list[Block]:
