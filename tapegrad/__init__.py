@@ -37,7 +37,6 @@ from .core.variable import constant as constant
 from .core.walk import Step as Step
 from .errors import ArgumentError as ArgumentError
 from .errors import CaptureError as CaptureError
-from .errors import CaptureError as CaptureError
 from .errors import DeviceError as DeviceError
 from .errors import DtypeError as DtypeError
 from .errors import EvictedError as EvictedError

@@ -4,10 +4,12 @@ During a capture the stand-in computes nothing; a launch computes what was queue
 So a graph that reads another step's memory, or memory that was given away, shows here as it would on a device.
 """
 
+import contextlib
 import gc
 import importlib.util
 import pathlib
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -482,6 +484,238 @@ def test_a_step_that_breaks_off_leaves_the_window_as_it_would_without_capture(at
 
     loop = both(meanwhile=breaking, schedule="every second", steps=60)
     assert loop.step.graphs == 2 and loop.step.reason == ""
+
+
+# -- what happens between two calls -------------------------------------------------------------------------
+
+
+def assign(loop, i):
+    p = loop.parameters[1]
+    p.value = tg.asarray(on_host(p) * 0.9, device=loop.device)
+
+
+def assign_all(loop, i):
+    for p in loop.parameters:
+        assign_one = on_host(p) * (1 + 0.01 * i)
+        p.value = tg.asarray(assign_one, device=loop.device)
+
+
+def step_outside(loop, i):
+    for p in loop.parameters:
+        p.grad = tg.asarray(np.full(p.shape, 0.1), device=loop.device)
+    loop.optimizer.step()
+    loop.optimizer.zero_grad()
+
+
+def reset_alone(loop, i):
+    loop.tape.reset()  # and the state goes on, as a constant
+
+
+def sweep_now(loop, i):
+    if loop.tape.sweep():
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+
+
+def segment_outside(loop, i):
+    x, target = (tg.asarray(v, device=loop.device) for v in stream(1, seed=i)[0])
+    with loop.tape:
+        out, loop.state = loop.cell(x, loop.state)
+        loss = tg.softmax_cross_entropy(loop.readout(out), target)
+    if loop.tape.backward(loss):
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+
+
+def rewind(loop, i):
+    loop.state = loop.states[-4]
+
+
+def look(loop, i):
+    assert str(loop.tape) and loop.tape.nbytes + len(loop.tape.segments) >= 0
+    assert loop.tape.schedule is not None
+
+
+def other_momentum(loop, i):
+    loop.optimizer.momentum = 0.5
+
+
+@pytest.mark.parametrize("weights", ["current", "recorded"])
+@pytest.mark.parametrize("schedule", ["sliding", "every second", "chunks"])
+@pytest.mark.parametrize(
+    "event",
+    [assign, assign_all, step_outside, reset_alone, sweep_now, segment_outside, rewind, look, other_momentum],
+)
+def test_what_happens_between_calls_is_as_without_a_graph(event, schedule, weights):
+    """In a rehearsal, and between launches in several phases."""
+
+    def with_events(loop, data):
+        losses, loop.states = [], []
+        for i, pair in enumerate(data):
+            if i in (9, 40, 41, 43, 75):
+                with quiet():
+                    event(loop, i)
+            with quiet():
+                losses += loop.run([pair])
+            loop.states.append(loop.state)
+        return losses
+
+    loop = both(meanwhile=with_events, schedule=schedule, weights=weights, steps=110)
+    assert loop.step.graphs and loop.step.reason == ""
+
+
+@contextlib.contextmanager
+def quiet():
+    """Gradients that stop where a state is used again are told of on both sides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tg.GradientStopsWarning)
+        yield
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 8, 12, 30])
+def test_a_new_state_at_any_call(at):
+    def renewed(loop, data):
+        losses = loop.run(data[:at])
+        loop.state = loop.initial()
+        return losses + loop.run(data[at:])
+
+    with quiet():
+        assert both(meanwhile=renewed, steps=60).step.graphs == 1
+
+
+def test_a_state_that_is_returned_twice_stays_connected():
+    class Twice(Loop):
+        def body(self, x, target, state):
+            loss, (h, c) = super().body(x, target, state)
+            return loss, h, (h, c)
+
+        def run(self, data):
+            losses = []
+            for x, target in data:
+                x, target = (tg.asarray(v, device=self.device) for v in (x, target))
+                loss, out, (_, c) = self.step(x, target, self.state)
+                self.state = (out, c)
+                losses.append(loss)
+            return [float(on_host(loss)) for loss in losses]
+
+    there, here = Twice("cuda"), Twice("cpu")
+    close(there.run(stream(50)), here.run(stream(50)))
+    for a, b in zip(there.weights(), here.weights(), strict=True):
+        close(a, b)
+    assert there.step.graphs == 1
+
+
+def test_states_that_somebody_keeps_stay_as_they_are():
+    there, here = Loop("cuda"), Loop("cpu")
+    kept = [[], []]
+    for states, loop in zip(kept, (there, here), strict=True):
+        for pair in stream(40):
+            loop.run([pair])
+            states.append(loop.state)
+    for found, expected in zip(*kept, strict=True):
+        for a, b in zip(found, expected, strict=True):
+            close(on_host(a), on_host(b))
+    assert there.step.graphs == 1
+
+
+def test_arrays_that_the_step_writes_in_place_are_named(cupy):
+    totals = {"cuda": cupy.zeros(()), "cpu": np.zeros(())}
+
+    def run(device):
+        loop = Loop(device, captured=False)
+
+        @tg.capture(writes=[totals[device]])
+        def step(x, target, state):
+            loss, state = loop.body(x, target, state)
+            total = totals[device]
+            total += loss._array
+            return loss, state
+
+        loop.step = step
+        loop.run(stream(50))
+        return step
+
+    step = run("cuda")
+    run("cpu")
+    assert step.graphs == 1
+    close(on_host(totals["cuda"]), totals["cpu"])
+
+
+def test_a_joint_that_draws_is_refused(caplog):
+    loop = Loop("cuda")
+    loop.tape = tg.CapacitorTape(4, joint=tg.RandomJoint(0.5, seed=0))
+    loop.run(stream(30))
+    assert not loop.step.graphs and "draws" in loop.step.reason
+
+
+@pytest.mark.parametrize("schedule", ["sliding", "every second"])
+def test_a_state_that_a_closure_carries_is_refused(schedule):
+    class Closed(Loop):
+        def body(self, x, target):
+            loss, self.state = super().body(x, target, self.state)
+            return loss
+
+        def run(self, data):
+            return [float(on_host(self.step(*(tg.asarray(v, device=self.device) for v in p)))) for p in data]
+
+    there, here = Closed("cuda", schedule=schedule), Closed("cpu", schedule=schedule)
+    for loop in (there, here):
+        loop.losses = loop.run(stream(43))
+        if loop is there:
+            assert loop.step.graphs == 0 and "not an argument" in loop.step.reason
+        loop.losses += loop.run(stream(9, seed=1))
+    close(there.losses, here.losses)
+
+
+def test_the_loop_may_move_to_the_host_and_back():
+    def moving(loop, data):
+        losses = []
+        for i, pair in enumerate(data):
+            if (i in (30, 45) and loop.device != "cpu") or (i == 45 and hasattr(loop.step, "graphs")):
+                loop.device = "cpu" if i == 30 else "cuda"
+                loop.state = loop.tape.to(loop.device, carry=loop.state)
+                loop.cell.to(loop.device)
+                loop.readout.to(loop.device)
+            losses += loop.run([pair])
+        return losses
+
+    assert both(meanwhile=moving, steps=90, weights="current").step.graphs == 1
+
+
+def test_a_captured_step_inside_another_is_a_function_there():
+    def run(device):
+        loop = Loop(device)
+        inner = loop.step
+
+        @tg.capture
+        def outer(x, target, state):
+            return inner(x, target, state)
+
+        loop.step = outer
+        losses = loop.run(stream(40))
+        loop.step = inner
+        losses += loop.run(stream(40, seed=1))
+        loop.step = outer
+        return outer, inner, losses + loop.run(stream(40, seed=2))
+
+    outer, inner, found = run("cuda")
+    close(found, run("cpu")[2])
+    assert outer.launches > 20 and inner.launches > 10
+
+
+def test_two_captured_steps_share_a_tape_and_an_optimizer():
+    def run(device):
+        loop = Loop(device)
+        first, second = loop.step, tg.capture(lambda *arguments: loop.body(*arguments))
+        losses = []
+        for i in range(6):
+            loop.step = (first, second)[i % 2]
+            losses += loop.run(stream(25 if i < 4 else 3, seed=i))
+        return first, second, losses
+
+    first, second, found = run("cuda")
+    close(found, run("cpu")[2])
+    assert first.launches and second.launches
 
 
 # -- what cannot be captured ---------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ class Loop:
         self.load(inputs)
         if compares and self.before is None:
             self.before = self.snapshot()
+        states = {self.last[state.at]._slot for state in self.arguments.states}
         with self.running(place, rehearsing=True) as now:
             returned = self.one_step()
         done = self.memory.step
@@ -131,6 +132,10 @@ class Loop:
         reason = reason or self.misfit(done, now, flat(returned))
         if reason:
             raise Unfit(reason, returned)
+        if not all(reads_only(tape, states) for tape in self.tapes):
+            raise Unfit(
+                "it carries on a state that is not an argument: return it, and take it as one", returned
+            )
         if self.before is not None and now.written.keys() - self.written.keys():
             raise Unfit("it writes to arrays that earlier steps have not written to", returned)
         self.written |= now.written
@@ -344,7 +349,6 @@ class Loop:
             try:
                 if phase == 0:
                     self.memory.age(self.window, self.period)
-                states = {self.last[state.at]._slot for state in self.arguments.states}
                 returned = self.one_step()
             except BaseException:
                 with contextlib.suppress(Exception):  # it says again that the capture is void
@@ -354,8 +358,6 @@ class Loop:
         reason = self.misfit(self.memory.step, now, flat(returned))
         if not reason and self.memory.step.sizes != self.steps[phase - self.period].sizes:
             reason = "steps record arrays of different sizes"
-        if not reason and self.period > 1 and not all(reads_only(tape, states) for tape in self.tapes):
-            reason = "it carries on a state that is not an argument, under a schedule that does not sweep every step"
         if not reason and now.written.keys() - self.written.keys():
             reason = "it writes to arrays that earlier steps have not written to"
         if reason:
@@ -382,9 +384,7 @@ def copies_of(returned: list[Any]) -> list[Any]:
 
 def reads_only(tape: Any, slots: set[int]) -> bool:
     """Whether the newest segment of `tape` reads no other values of earlier ones than those in `slots`."""
-    if not isinstance(tape, CapacitorTape):
-        return False
-    if not tape._closed or tape._closed[-1].index != tape._count:
+    if not isinstance(tape, CapacitorTape) or not tape._closed or tape._closed[-1].index != tape._count:
         return True
     segment = tape._closed[-1]
     read = {slot for entry in segment.entries for slot in input_slots(entry)}
