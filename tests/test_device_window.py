@@ -693,7 +693,6 @@ class Captured(Loop):
 def graphs(cupy, monkeypatch):
     """What a capture needs besides."""
     library = beside("fake_cublas").Library()
-    monkeypatch.setitem(strict_cupy.KERNELS, "move_ages", beside("test_capture").move_ages)
     monkeypatch.setattr(blas, "loaded_library", lambda: library)
     yield
     capture.LATEST.clear()  # handles of this library
