@@ -854,3 +854,17 @@ def test_what_is_no_function():
 )
 def test_the_period_of_a_schedule(schedule, period):
     assert period_of(schedule) == period
+
+
+def test_a_loop_that_nobody_holds_gives_its_memory_back(cupy):
+    pool = cupy.get_default_memory_pool()
+    gc.collect()
+    before = pool.used_bytes()
+    loop = Loop("cuda")
+    loop.run(stream(30))
+    assert loop.step.graphs
+    del loop
+    gc.collect()
+    capture.LATEST.clear()  # the last handles, with their workspaces, are kept for the next
+    gc.collect()
+    assert pool.used_bytes() == before

@@ -95,27 +95,26 @@ class Leaves:
 # the loop is, and the graphs are left.
 
 SAME = frozenset(["weights", "joint", "__class__"])  # what no step changes
-WAKE: dict[int, Callable[[], None]] = {}  # what wakes a tape, by its id, while it sleeps
 
 
 def get(tape: CapacitorTape, name: str) -> Any:
     """`tape.name`, awake, unless no step changes that."""
     if name in SAME:
         return object.__getattribute__(tape, name)
-    WAKE[id(tape)]()
+    object.__getattribute__(tape, "_wake")()
     return getattr(tape, name)
 
 
 def put(tape: CapacitorTape, name: str, value: Any) -> None:
     """`tape.name = value`, awake."""
-    WAKE[id(tape)]()
+    object.__getattribute__(tape, "_wake")()
     setattr(tape, name, value)
 
 
 def put_to_sleep(tape: CapacitorTape, wake: Callable[[], None]) -> None:
     """Asking `tape` for anything calls `wake` first, which is to call `awaken`."""
     kind = type(tape)
-    WAKE[id(tape)] = wake
+    tape._wake = wake  # type: ignore[attr-defined]
     tape.__class__ = type(
         kind.__name__, (kind,), {"__slots__": (), "__getattribute__": get, "__setattr__": put}
     )
@@ -123,5 +122,6 @@ def put_to_sleep(tape: CapacitorTape, wake: Callable[[], None]) -> None:
 
 def awaken(tape: CapacitorTape) -> None:
     """`tape` is an ordinary one again."""
-    if WAKE.pop(id(tape), None) is not None:
+    if "_wake" in object.__getattribute__(tape, "__dict__"):
         object.__setattr__(tape, "__class__", type(tape).__bases__[0])
+        del tape._wake  # type: ignore[attr-defined]
