@@ -6,31 +6,19 @@ So a graph that reads another step's memory, or memory that was given away, show
 
 import contextlib
 import gc
-import importlib.util
-import pathlib
-import sys
 import warnings
 
 import numpy as np
 import pytest
 from tapegrad.kernels.cuda import blas, model, source
 
+import fake_cublas
+import strict_cupy
 import tapegrad as tg
 from tapegrad.backend import capture
 from tapegrad.program import arenas
 from tapegrad.program.rehearsal import period_of
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy, fake_cublas = beside("strict_cupy"), beside("fake_cublas")
 F32, F64 = np.float32, np.float64
 CELLS = {"lstm": tg.nn.LSTMCell, "gru": tg.nn.GRUCell, "rnn": tg.nn.RNNCell}
 SCHEDULES = {

@@ -39,6 +39,11 @@ def device_of(array: Any) -> str:
     return f"cuda:{array.device.id}" if on_device(array) else "cpu"
 
 
+def current_device() -> int:
+    """The number of CuPy's current device."""
+    return int(sys.modules["cupy"].cuda.runtime.getDevice())
+
+
 def is_live(value: Any) -> bool:
     """Whether `value` is an array of a function that is compiled now: it has elements, and notes what happens to it."""
     return hasattr(type(value), "elements") and value.namespace is not np

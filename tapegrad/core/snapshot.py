@@ -326,7 +326,9 @@ class Reader:
             if key.startswith("array."):
                 self.buffers[int(key.removeprefix("array."))] = np.ascontiguousarray(value)
         self.leaves = {int(slot): self._leaf(leaf, names) for slot, leaf in state["leaves"].items()}
-        self.device = next((v.device for v in self.leaves.values() if v.device != "cpu"), "cpu")
+        # Of the leaves that the window reads; of a window that holds none, of those that were named.
+        near = [*self.leaves.values()] or [*names.values()]
+        self.device = next((v.device for v in near if v.device != "cpu"), "cpu")
         self._moved: dict[str, Any] = {}  # a view that is met again is one array on a device too
         self._new: dict[int, int] = {slot: v._slot for slot, v in self.leaves.items()}
         for slot in sorted(set(slots_in(state))):

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.device import on_device
 from ..core.active import active_tapes
+from ..core.capacitor import CapacitorTape
 from ..kernels.cuda import plan, source
 
 ALIGNMENT = 512  # bytes, as CuPy's pool rounds
@@ -48,7 +50,7 @@ class Step:
         self.recorded: list[weakref.ref[Block]] = []
         self.rest: list[weakref.ref[Block]] = []
         self.nbytes = 0  # of what it recorded
-        self.tapes: dict[int, Any] = {}  # that recorded, by id
+        self.tapes: dict[int, CapacitorTape] = {}  # that recorded, by id
 
 
 def alive(blocks: list[weakref.ref[Block]]) -> list[Block]:
@@ -75,6 +77,16 @@ class Arenas:
         """The addresses between which all places lie."""
         return self.memory.data.ptr, self.memory.data.ptr + self.memory.nbytes
 
+    def holds(self, array: Any) -> bool:
+        """Whether `array`, or None, lies in a place."""
+        begin, end = self.bounds()
+        return on_device(array) and begin <= array.data.ptr < end
+
+    def provide(self, sizes: list[int]) -> None:
+        """See to it that the pool has free blocks of these sizes, all at once."""
+        blocks = [self.pool.malloc(nbytes) for nbytes in sizes]
+        del blocks
+
     def begin(self, place: int = -1) -> Step:
         """A step begins, which records into `place`."""
         self.step = Step(place)
@@ -89,7 +101,7 @@ class Arenas:
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         recorded = bool(tapes) or self.records
         if recorded:
-            step.tapes.update((id(tape), tape) for tape in tapes)
+            step.tapes.update((id(tape), tape) for tape in tapes if isinstance(tape, CapacitorTape))
             offset, step.nbytes = step.nbytes, step.nbytes + size
             step.sizes.append(size)
             self.overflowed |= step.place >= 0 and offset + size > self.stride

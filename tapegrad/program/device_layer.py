@@ -30,10 +30,11 @@ class Layer:
             self.rings = Rings(xp, kind.cell, window, kind.batch, kind.n_in, kind.hidden)
             slots = self.rings.slots
             self.joints = None if joint is None else xp.full(slots, joint, np.float32)
-        self.launches = Launches(self.rings)
+        division = None
         if way == "persistent":
             sizes = kind.cell, kind.hidden, kind.batch
-            self.launches.backward_plan = model.planned(*sizes, model.this_gpu(), model.these_costs())
+            division = model.planned(*sizes, model.this_gpu(), model.these_costs())
+        self.launches = Launches(self.rings, division)
         self.empty = True
 
     @property
@@ -99,7 +100,7 @@ class Layer:
 
     def in_one_launch(self, seeds: Array, steps: int, w_h: Array) -> Passed:
         passed = self.passed(steps)
-        self.launches.backward(w_h, seeds, ages=len(seeds), joints=self.joints, passed=(*passed, None)[:2])
+        self.launches.backward(w_h, seeds, (*passed, None)[:2], joints=self.joints)
         return tuple(passed)
 
     def step_by_step(self, seeds: Array, steps: int, w_h: Sequence[Array]) -> Passed:
@@ -110,9 +111,7 @@ class Layer:
         arriving: tuple[Array, ...] = (None, None, None)
         for age in range(steps):
             leaving = (at_age(ct_h, age), at_age(cells[0] if cells else None, age))
-            self.launches.step_backward(
-                age, seeds, arriving, leaving, deltas, ages=len(seeds), joints=self.joints
-            )
+            self.launches.step_backward(age, seeds, arriving, leaving, deltas, joints=self.joints)
             cpu.product(deltas, w_h[age if len(w_h) > 1 else 0].T, out=products[age])
             arriving = (leaving[0], products[age], leaving[1])
         if ct_h is not None:

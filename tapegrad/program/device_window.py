@@ -26,8 +26,6 @@ from ..kernels.cuda import model
 from .device_layer import Array, Layer, Passed
 from .layers import Layers, kept_by, layers_of, linked, residual
 
-use = model.use  # "persistent", "alternating", "generic" (by rules), or "auto"
-
 # Of one layer w_x and w_h: an array each, or one for each age.
 Weights = tuple[Sequence[Array], Sequence[Array]]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..backend import capture as seam
 from ..backend.capture import NotSteady
-from ..backend.device import in_use, on_device
+from ..backend.device import current_device, in_use, on_device
 from ..errors import ArgumentError, CaptureError, describe
 from ..nest import flat
 from .arguments import array_in
@@ -114,7 +114,13 @@ class Captured:
 
     def _eagerly(self, args: Any, kwargs: Any) -> Any:
         """One step as it is, on the way to its capture if there is one."""
-        if self.reason or not in_use() or not any(on_device(array_in(v)) for v in flat((args, kwargs))):
+        there = (
+            [] if self.reason or not in_use() else [*filter(on_device, map(array_in, flat((args, kwargs))))]
+        )
+        if not there:
+            return self.step(*args, **kwargs)
+        if any(array.device.id != current_device() for array in there):
+            self._give_up("its arrays lie on another device than the current one: with cupy.cuda.Device(...)")
             return self.step(*args, **kwargs)
         self._calls += 1
         if self._calls <= WARM:

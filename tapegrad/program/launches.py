@@ -14,6 +14,7 @@ from ..core.entry import OUT
 from ..core.variable import Result, Variable, result
 from ..errors import CaptureError, NonFiniteError, describe
 from ..nest import flat, rebuilt
+from .arenas import ALIGNMENT
 from .arguments import array_in
 from .position import Leaves, Position, awaken, put_to_sleep
 from .signature import position_of
@@ -47,7 +48,8 @@ class Copies:
             for at, a in arrays.items()
             if begin <= a.data.ptr < end and a.flags.c_contiguous and a.nbytes
         }
-        self.begin = min((a.data.ptr for a in within.values()), default=0)
+        self.begin = min((a.data.ptr for a in within.values()), default=begin)
+        self.begin -= (self.begin - begin) % ALIGNMENT  # what is on 16 bytes there is so in the copy
         self.nbytes = max((a.data.ptr + a.nbytes for a in within.values()), default=0) - self.begin
         if self.nbytes > SPARSE + sum(a.nbytes for a in within.values()):
             within, self.nbytes = {}, 0
@@ -71,7 +73,7 @@ class Phase:
     """One step of a period: its graph, what it returned when it was captured, and where the tapes stand behind it."""
 
     def __init__(self, loop: Any, graph: Any, returned: Any, now: Any) -> None:
-        tapes = [tape for tape in loop.tapes if isinstance(tape, CapacitorTape)]
+        tapes = loop.tapes
         self.graph, self.returned, self.flat = graph, returned, flat(returned)
         self.now = now  # holds what the graph reads
         self.positions = [Position(tape) for tape in tapes]
@@ -110,6 +112,7 @@ class Graphs:
         self.phases: list[Phase] = []
         self.verdicts: list[Any] = []
         self.next, self.count = 0, 0
+        self.stream = loop.cupy.cuda.get_current_stream()  # of the last launch
         self.given: list[Any] = loop.given  # by the step before, flat
         self.handed_out: weakref.WeakSet[HandedOut] = weakref.WeakSet()
         self.leaving: Callable[[], None] = lambda: None
@@ -136,6 +139,9 @@ class Graphs:
         """One step: the inputs to their memory, the graph, and copies of what it returns."""
         cupy = self.cupy
         stream, copy = cupy.cuda.get_current_stream(), cupy.cuda.runtime.memcpyAsync
+        if stream.ptr != self.stream.ptr:
+            stream.wait_event(self.stream.record())
+            self.stream = stream
         for to, array in zip(self.loop.arguments.inputs, inputs, strict=True):
             if array.flags.c_contiguous:
                 copy(to.address, array.data.ptr, to.nbytes, ON_DEVICE, stream.ptr)

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..backend import capture as seam
@@ -17,6 +17,7 @@ from ..backend.capture import NotSteady
 from ..backend.device import cupy_with_a_device, on_device
 from ..core.adjoints import AdjointMap
 from ..core.capacitor import CapacitorTape
+from ..core.printout import kept_arrays
 from ..core.schedule import Schedule
 from ..core.variable import LEAVES, Variable, result
 from ..core.window import WindowSegment
@@ -60,7 +61,9 @@ class Loop:
         self.memory = Arenas(self.cupy)
         self.measured: list[Step] = []
         self.steps: list[Step] = []  # rehearsed in their places
-        self.tapes: list[Any] = []
+        self.tapes: list[CapacitorTape] = []
+        self.outlasting: list[int] = []  # sizes of what the last step made outside its tapes, and returned
+        self.held: list[Any] = []  # arrays that Python's side of the step may read
         self.homes: dict[int, Home] = {}  # by the leaf's slot
         self.written = {id(array): array for array in writes}  # what steps write in place, by id
         self.pushes: dict[Any, Callable[[], None]] = {}  # what brings numbers of the host's to `numbers`
@@ -128,7 +131,7 @@ class Loop:
         with self.running(place, rehearsing=True) as now:
             returned = self.one_step()
         done = self.memory.step
-        reason = "" if self.tapes else self.take_tapes(list(done.tapes.values()))
+        reason = "" if self.measured else self.take_tapes(list(done.tapes.values()))
         reason = reason or self.misfit(done, now, flat(returned))
         if reason:
             raise Unfit(reason, returned)
@@ -152,8 +155,9 @@ class Loop:
             arrays = [input_.array.copy() for input_ in self.arguments.inputs]
             outputs = [v.copy() if on_device(v) else v for v in map(array_in, flat(returned))]
             self.compared.append((arrays, [array.copy() for array in self.numbers.values()], outputs))
+        self.outlasting = [block.nbytes for block in alive(done.rest)]
         self.leaves = Leaves()
-        self.stood = [(tape, stand(tape)) for tape in self.tapes if isinstance(tape, CapacitorTape)]
+        self.stood = [(tape, stand(tape)) for tape in self.tapes]
         return rebuilt(returned, copies_of(flat(returned)))
 
     def one_step(self) -> Any:
@@ -168,6 +172,12 @@ class Loop:
         args, kwargs = self.arguments.rebuilt(self.last)
         returned = self.step(*args, **kwargs)
         self.last = flat(returned)
+        # A view of a weight that an op keeps (w.T) is that of its step under any policy.
+        self.versions |= any(
+            lies_in(array, noted.values())
+            for tape in self.memory.step.tapes.values()
+            for array in newest_residuals(tape)
+        )
         for leaf in list(LEAVES.values()):
             if id(leaf._grad) in gradients:  # they are added up over many steps
                 seam.writes(leaf._grad)
@@ -178,8 +188,7 @@ class Loop:
             for home in self.homes.values():
                 home.leaf.rebind(home.array)
         for tape in self.memory.step.tapes.values():
-            if isinstance(tape, CapacitorTape):
-                self.keep_losses(tape)
+            self.keep_losses(tape)
         return returned
 
     def keep_losses(self, tape: CapacitorTape) -> None:
@@ -238,12 +247,8 @@ class Loop:
 
     def take_tapes(self, tapes: list[Any]) -> str:
         """The windows that the step's tapes keep; or why they cannot be captured."""
-        if not tapes:
-            return "no tape records in the step, so there is no window to keep"
         self.tapes = tapes
         for tape in tapes:
-            if not isinstance(tape, CapacitorTape):
-                continue
             if hasattr(tape.joint, "state_dict"):
                 return "its joint draws or counts on the host"
             if tape.weights == "replay":
@@ -265,7 +270,11 @@ class Loop:
             return str(now.refused[0])
         if self.memory.overflowed:
             return "a step records more than the steps before it"
-        held = [leaf.name or "a leaf" for leaf in list(LEAVES.values()) if is_made_by(step, leaf._grad)]
+        held = [
+            leaf.name or "a leaf"
+            for leaf in list(LEAVES.values())
+            if is_made_by(step, leaf._grad) or self.memory.holds(leaf._grad)
+        ]
         if held:
             return (
                 f"the gradient of {held[0]} is left at the step's end: call optimizer.zero_grad() in the step"
@@ -313,11 +322,14 @@ class Loop:
         Raises CaptureError, and all is as before, if the step cannot be captured or does something else then.
         """
         numbers = [array.copy() for array in self.numbers.values()]
-        positions = [Position(tape) for tape in self.tapes if isinstance(tape, CapacitorTape)]
+        positions = [Position(tape) for tape in self.tapes]
         leaves, last, after = Leaves(), self.last, self.snapshot()
         graphs = Graphs(self)
         collecting = gc.isenabled()
         gc.collect()
+        self.held = held_by(self.step)
+        with self.stream:  # what the steps of a period return outlives their captures
+            self.memory.provide(self.outlasting * self.period)
         gc.disable()
         try:
             for phase in range(self.period):
@@ -365,6 +377,33 @@ class Loop:
         return graph, returned, now
 
 
+def newest_residuals(tape: CapacitorTape) -> Iterator[Any]:
+    """The arrays that the newest segment of `tape` keeps."""
+    return kept_arrays(tape._closed[-1].entries if tape._closed else [])
+
+
+def lies_in(array: Any, wholes: Iterable[Any]) -> bool:
+    """Whether `array` begins in the memory of one of `wholes`."""
+    return on_device(array) and any(w.data.ptr <= array.data.ptr < w.data.ptr + w.nbytes for w in wholes)
+
+
+def held_by(step: Any) -> list[Any]:
+    """The arrays that a function finds in its closure, its globals and its object, and in what those hold.
+
+    A graph reads them where they are, also when Python has put others in their place.
+    """
+    f = getattr(step, "__func__", step)
+    code = getattr(f, "__code__", None)
+    names = code.co_names if code is not None else ()
+    seen = [getattr(step, "__self__", None), *(f.__globals__.get(name) for name in names if code is not None)]
+    for cell in getattr(f, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            seen.append(cell.cell_contents)
+    inside = [value for one in seen for value in getattr(one, "__dict__", {}).values()]
+    parts = [value for one in (*seen, *inside) if isinstance(one, (list, tuple, dict)) for value in flat(one)]
+    return [value for value in map(array_in, (*seen, *inside, *parts)) if on_device(value)]
+
+
 def stand(tape: CapacitorTape) -> Any:
     """Where a tape is in its loop, as numbers that its use changes."""
     return tape._count, [(clock.now, clock.swept, clock.forgotten) for clock in tape._clocks]
@@ -384,7 +423,7 @@ def copies_of(returned: list[Any]) -> list[Any]:
 
 def reads_only(tape: Any, slots: set[int]) -> bool:
     """Whether the newest segment of `tape` reads no other values of earlier ones than those in `slots`."""
-    if not isinstance(tape, CapacitorTape) or not tape._closed or tape._closed[-1].index != tape._count:
+    if not tape._closed or tape._closed[-1].index != tape._count:
         return True
     segment = tape._closed[-1]
     read = {slot for entry in segment.entries for slot in input_slots(entry)}
