@@ -242,10 +242,11 @@ def held(work: Work, makers: Makers, precision: str, rounds: int) -> dict[str, A
             contender.lr = 0.0
             contender.run(steps_to_stride(work))
             gradients[name] = contender.gradient()
+            if name == goals.OURS:  # to be asked wakes the tape, and the loop is captured again
+                found["swept"] = contender.swept()
+                contender.run(steps_to_stride(work))
             contender.lr = work.lr
             taking_part[name] = contender
-            if name == goals.OURS:
-                found["swept"] = contender.swept()
             if name == goals.OURS and (why := contender.fell_back()):
                 found["wrong"].append(f"{title(work)}: {name} ran eagerly: {why}")
         except Exception as error:  # a contender that cannot run must not end the others' contest

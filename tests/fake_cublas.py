@@ -12,24 +12,11 @@ that cuBLAS would have to take for itself while a stream captures.
 
 import contextlib
 import ctypes
-import importlib.util
-import pathlib
-import sys
 from ctypes import CFUNCTYPE, c_int, c_longlong, c_size_t, c_void_p
 
 import numpy as np
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cuda = beside("strict_cuda")
+import strict_cuda
 
 OK, NOT_INITIALIZED, ALLOC_FAILED, INVALID_VALUE, EXECUTION_FAILED, NOT_SUPPORTED = 0, 1, 3, 7, 13, 15
 TYPES = {0: np.float32, 1: np.float64, 2: np.float16}  # cudaDataType

@@ -20,26 +20,16 @@ a call (sums, sorts, sorted indices), or of how CuPy's kernels round.
 
 import contextlib
 import functools
-import importlib.util
 import operator
-import pathlib
 import sys
 import types
 import warnings
 
 import numpy as np
 
+import strict_cuda
+import strict_kernels
 
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cuda = beside("strict_cuda")
 cuda, Event, Graph, State, Stream = (
     getattr(strict_cuda, name) for name in ("cuda", "Event", "Graph", "State", "Stream")
 )
@@ -733,7 +723,7 @@ def for_linalg(call):
 
 # What runs for a kernel of CUDA C++, by its name or the expression that names it: f(grid, block, args, shared_mem),
 # with NumPy's arrays in the memory of the arrays of `args`, and numbers as CuPy hands them over.
-KERNELS = beside("strict_kernels").Kernels()
+KERNELS = strict_kernels.Kernels()
 
 
 def argument(x):

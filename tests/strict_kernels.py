@@ -31,7 +31,7 @@ def given(array):
 
 class Ring:
     def __init__(self, head, slots):
-        (self.newest, self.steps, self.seeds), self.slots = map(int, head), int(slots)
+        (self.newest, self.steps), self.slots = map(int, head), int(slots)
 
     def of_age(self, age):
         return (self.newest - age) % self.slots
@@ -59,11 +59,9 @@ def by_age(grid, block, args, shared_mem=0):
         flat[age] = ring[Ring(head, slots).of_age(age)]
 
 
-def seed(ring, age, seeds, seed_slots, seed_ages):
-    assert len(seeds) == seed_slots
-    if age >= (int(seed_ages) or ring.seeds):
-        return np.float32(0)
-    return seeds[age if seed_ages else 0 if seed_slots == 1 else ring.of_age(age)]
+def seed(age, seeds, ages):
+    assert len(seeds) == ages
+    return seeds[age] if age < len(seeds) else np.float32(0)
 
 
 def pulled(cell, ring, age, ct_h, ct_c, before, gates, extra):
@@ -91,27 +89,26 @@ def clear(ring, deltas_x, deltas):
 
 
 def persistent_backward(cell, grid, block, args, shared_mem=0):
-    head, slots, batch, w_h, seeds, seed_slots, seed_ages, joints, before, _, gates, extra, *rest = args
-    last_h, last_c, deltas_x, deltas, passed_h, passed_c, counters = rest
+    head, slots, batch, w_h, seeds, ages, joints, before, _, gates, extra, *rest = args
+    deltas_x, deltas, passed_h, passed_c, counters = rest
     ring, n = Ring(head, slots), len(w_h)
     assert w_h.flags.c_contiguous and not w_h.ctypes.data % 16 and len(counters) >= 32 * grid[1]
-    ct_h = last_h.copy() if given(last_h) else np.zeros((int(batch), n), np.float32)
-    ct_c = last_c.copy() if given(last_c) else np.zeros_like(ct_h)
+    ct_h, ct_c = np.zeros((2, int(batch), n), np.float32)
     clear(ring, deltas_x, deltas)
     for age in range(ring.steps):
-        ct_h = ct_h + seed(ring, age, seeds, seed_slots, seed_ages)
+        ct_h = ct_h + seed(age, seeds, ages)
         of_x, of_h, through, ct_c = pulled(cell, ring, age, ct_h, ct_c, before, gates, extra)
         store(ring, age, of_x, of_h, deltas_x, deltas)
         ct_h = through + of_h @ w_h.T
-        for passed, ct in ((passed_h, ct_h), (passed_c, ct_c)):
-            if given(passed):
-                passed[age] = ct
+        passed_h[age] = ct_h
+        if given(passed_c):
+            passed_c[age] = ct_c
         factor = joints[ring.of_age(age)] if given(joints) else np.float32(1)
         ct_h, ct_c = ct_h * factor, ct_c * factor
 
 
 def step_backward(cell, grid, block, args, shared_mem=0):
-    head, slots, age, _, _, seeds, seed_slots, seed_ages, joints, before, _, gates, extra, *rest = args
+    head, slots, age, _, _, seeds, ages, joints, before, _, gates, extra, *rest = args
     from_h, from_product, from_c, deltas_x, deltas, ct_h, ct_c, deltas_now = rest
     ring, age = Ring(head, slots), int(age)
     shape = (deltas_now.shape[0], deltas_now.shape[1] // STATES[cell])
@@ -121,13 +118,12 @@ def step_backward(cell, grid, block, args, shared_mem=0):
     here_h += here_product
     if age == 0:
         clear(ring, deltas_x, deltas)
-    deltas_now[...] = 0
-    if age < ring.steps:
-        factor = joints[ring.of_age(age - 1)] if age and given(joints) else np.float32(1)
-        ct = here_h * factor + seed(ring, age, seeds, seed_slots, seed_ages)
-        of_x, of_h, here_h, here_c = pulled(cell, ring, age, ct, here_c * factor, before, gates, extra)
-        store(ring, age, of_x, of_h, deltas_x, deltas)
-        deltas_now[...] = of_h
+    assert age < ring.steps
+    factor = joints[ring.of_age(age - 1)] if age and given(joints) else np.float32(1)
+    ct = here_h * factor + seed(age, seeds, ages)
+    of_x, of_h, here_h, here_c = pulled(cell, ring, age, ct, here_c * factor, before, gates, extra)
+    store(ring, age, of_x, of_h, deltas_x, deltas)
+    deltas_now[...] = of_h
     for to, ct in ((ct_h, here_h), (ct_c, here_c)):
         if given(to):
             to[...] = ct

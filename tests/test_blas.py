@@ -1,7 +1,6 @@
 """Products by a cuBLAS handle of our own (`kernels/cuda/blas.py`), on a libcublas in Python. See `fake_cublas.py`."""
 
 import ctypes
-import importlib.util
 import os
 import pathlib
 import re
@@ -13,17 +12,9 @@ import numpy as np
 import pytest
 from tapegrad.kernels.cuda import blas
 
+import fake_cublas
+import strict_cupy
 
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy, fake_cublas = beside("strict_cupy"), beside("fake_cublas")
 SEEDS = 300
 TOLERANCE = {np.float16: 2e-3, np.float32: 1e-6, np.float64: 1e-13}
 

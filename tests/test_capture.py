@@ -17,7 +17,7 @@ import strict_cupy
 import tapegrad as tg
 from tapegrad.backend import capture
 from tapegrad.program import arenas
-from tapegrad.program.rehearsal import period_of
+from tapegrad.program.fitting import period_of
 
 F32, F64 = np.float32, np.float64
 CELLS = {"lstm": tg.nn.LSTMCell, "gru": tg.nn.GRUCell, "rnn": tg.nn.RNNCell}

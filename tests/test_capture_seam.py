@@ -1,8 +1,5 @@
 """What ops see while a step is rehearsed or captured (`backend/capture.py`, `backend/products.py`), on the stand-in."""
 
-import importlib.util
-import pathlib
-import sys
 import threading
 
 import numpy as np
@@ -10,23 +7,14 @@ import pytest
 from tapegrad.kernels import cpu
 from tapegrad.kernels.cuda import blas
 
+import fake_cublas
+import strict_cupy
 import tapegrad as tg
+import test_primitives as ops
 from tapegrad.backend import capture
 from tapegrad.backend import device as places
 from tapegrad.backend.namespace import namespace
 from tapegrad.ops.linalg import matmul
-
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy, fake_cublas, ops = beside("strict_cupy"), beside("fake_cublas"), beside("test_primitives")
 
 
 @pytest.fixture(autouse=True)

@@ -5,28 +5,15 @@ that it computes is compared, step by step: a captured loop may be refused, but 
 """
 
 import contextlib
-import importlib.util
-import pathlib
 import random
-import sys
 import warnings
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
+import test_capture
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-test_capture = beside("test_capture")
 cupy, on_host = test_capture.cupy, test_capture.on_host
 LOOPS_PER_TEST, TESTS = 10, 6
 F32 = np.float32

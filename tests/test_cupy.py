@@ -9,31 +9,21 @@ training step must not wait for the device, but where its author reads a number.
 """
 
 import copy
-import importlib.util
 import os
-import pathlib
 import pickle
 import sys
 
 import numpy as np
 import pytest
 
+import numpy_calls
+import strict_cupy
 import tapegrad as tg
+import test_primitives as ops
 from tapegrad.backend import device as places
 from tapegrad.core.primitive import REGISTRY
 from tapegrad.ops import names, protocols
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy, ops, numpy_calls = beside("strict_cupy"), beside("test_primitives"), beside("numpy_calls")
 scipy = pytest.importorskip("scipy")
 
 # CuPy's copy of SciPy has no functions of Bessel of any order; j0, j1, i0, i1, k0, k1, y0 and y1 it has.

@@ -6,29 +6,19 @@ CUDA C++ itself, run by g++ over fibres.
 
 import functools
 import gc
-import importlib.util
-import pathlib
-import sys
 
 import numpy as np
 import pytest
 from tapegrad.kernels.cuda import blas, model, plan, source
 
+import fake_cublas
+import fibres
+import strict_cupy
+import strict_kernels
 import tapegrad as tg
 from tapegrad.backend import capture
 from tapegrad.core.schedule import Schedule
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy, cuda = beside("strict_cupy"), beside("test_cuda_source")
 F32, F64 = np.float32, np.float64
 CELLS = {"lstm": tg.nn.LSTMCell, "gru": tg.nn.GRUCell, "rnn": tg.nn.RNNCell}
 WAYS = ("persistent", "alternating")
@@ -552,13 +542,13 @@ def test_a_loop_that_goes_on_copies_one_step_a_sweep_and_makes_no_ring(one_launc
 
 def count_launches(monkeypatch):
     calls = {}
-    for name, function in beside("strict_kernels").OURS.items():
+    for name, function in strict_kernels.OURS.items():
 
         def counted(*args, name=name, function=function):
             calls[name] = calls.get(name, 0) + 1
             return function(*args)
 
-        monkeypatch.setitem(beside("strict_kernels").OURS, name, counted)
+        monkeypatch.setitem(strict_kernels.OURS, name, counted)
     source.compiled.cache_clear()
     return calls
 
@@ -692,7 +682,7 @@ class Captured(Loop):
 @pytest.fixture
 def graphs(cupy, monkeypatch):
     """What a capture needs besides."""
-    library = beside("fake_cublas").Library()
+    library = fake_cublas.Library()
     monkeypatch.setattr(blas, "loaded_library", lambda: library)
     yield
     capture.LATEST.clear()  # handles of this library
@@ -732,20 +722,9 @@ def test_a_loop_that_leaves_its_graph_fills_the_rings_again(one_launch, graphs):
 # -- the kernels in CUDA C++ ---------------------------------------------------------------------------------
 
 
-class Fibres:
-    """The kernels over fibres, where the arrays lie."""
-
-    def __init__(self, libraries):
-        self.libraries = libraries
-
-    def run(self, name, grid, block, args, shared_mem=0):
-        pointers = [np.uintp(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in args]
-        library = next(lib for lib, names in self.libraries if name in names)
-        cuda.Fibres({}).call((library, name), grid[:2], block, pointers, shared_mem)
-
-
 @pytest.fixture(scope="module")
-def fibres(tmp_path_factory):
+def on_fibres(tmp_path_factory):
+    """The kernels over fibres, where the arrays lie."""
     folder = tmp_path_factory.mktemp("fibres")
     structs = [plan.CELLS[cell][0] for cell in CELLS]
     names = {
@@ -755,14 +734,18 @@ def fibres(tmp_path_factory):
             *(f"step_backward<{struct}>" for struct in structs),
         ],
     }
-    return Fibres([(cuda.built(folder, file, kernels), kernels) for file, kernels in names.items()])
+    libraries = {file: fibres.built(folder, file, kernels) for file, kernels in names.items()}
+    return {
+        name: functools.partial(fibres.in_place, libraries[file], name)
+        for file, kernels in names.items()
+        for name in kernels
+    }
 
 
 @pytest.fixture
-def compiled(fibres, monkeypatch):
-    for _, names in fibres.libraries:
-        for name in names:
-            monkeypatch.setitem(strict_cupy.KERNELS, name, functools.partial(fibres.run, name))
+def compiled(on_fibres, monkeypatch):
+    for name, launch in on_fibres.items():
+        monkeypatch.setitem(strict_cupy.KERNELS, name, launch)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -7,7 +7,6 @@ the words that CuPy would hand to CUDA, and the step in one launch is made over 
 
 import ctypes
 import functools
-import importlib.util
 import logging
 import math
 import os
@@ -23,6 +22,9 @@ from tapegrad.kernels import choice, cpu, gpu_launch
 from tapegrad.kernels.cuda import blas, model, plan, source
 from tapegrad.kernels.cuda import steps as steps_of
 
+import fake_cublas
+import fibres
+import strict_cupy
 import tapegrad as tg
 from tapegrad.backend import capture
 from tapegrad.backend import device as places
@@ -34,18 +36,6 @@ SIMULATED = gpu_launch.SIMULATED
 REAL = pytest.mark.parametrize("dtype", [F32, F64])
 TOLERANCE = {F32: {"rtol": 1e-5, "atol": 1e-6}, F64: {"rtol": 1e-12, "atol": 1e-13}}
 RNG = np.random.default_rng(0)
-
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy, test_cuda_source = beside("strict_cupy"), beside("test_cuda_source")
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +296,7 @@ def forward_library(tmp_path_factory):
     expressions = [
         plan.forward_step(c, N_IN, HIDDEN, batch).expression for c in MAKE for batch in (1, 2, 4, 8)
     ]
-    return test_cuda_source.built(tmp_path_factory.mktemp("fibres"), "forward.cu", expressions), expressions
+    return fibres.built(tmp_path_factory.mktemp("fibres"), "forward.cu", expressions), expressions
 
 
 @pytest.fixture
@@ -316,8 +306,7 @@ def one_launch(kernels, forward_library, monkeypatch):
 
     def run(expression, grid, block, args, shared_mem):
         kernels.append("forward_step")
-        pointers = [np.uintp(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in args]
-        test_cuda_source.Fibres({}).call((library, expression), grid[:2], block, pointers, shared_mem)
+        fibres.in_place(library, expression, grid, block, args, shared_mem)
 
     for expression in expressions:
         monkeypatch.setitem(strict_cupy.KERNELS, expression, functools.partial(run, expression))
@@ -499,7 +488,7 @@ class Recurrent:
 
 @EACH_CELL
 def test_a_graph_repeats_the_one_launch(one_launch, cell, monkeypatch):
-    library = beside("fake_cublas").Library()
+    library = fake_cublas.Library()
     monkeypatch.setattr(blas, "loaded_library", lambda: library)
     monkeypatch.setattr(model, "WAY", "generic")
     data = [normal(2, N_IN, dtype=F32) for _ in range(30)]

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from tapegrad.kernels.cuda import model, source
 
+import fake_cublas
+import strict_cupy
 import tapegrad as tg
 from tapegrad.backend import capture
 
@@ -36,22 +38,12 @@ OPTIMIZERS = {
 on_a_gpu = pytest.mark.gpu
 
 
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture
 def cupy(request):
     """CuPy, or its stand-in."""
     if REAL:
         yield request.getfixturevalue("gpu")
         return
-    strict_cupy, fake_cublas = beside("strict_cupy"), beside("fake_cublas")
     source.compiled.cache_clear()
     with strict_cupy.installed() as module, fake_cublas.installed():
         yield module
@@ -383,6 +375,7 @@ import json
 import cupy, numpy as np
 cupy.cuda.set_allocator(None)
 import tapegrad as tg
+from tapegrad.kernels.cuda import plan
 from tapegrad.kernels.cuda.rings import Launches, Rings
 
 reasons = []
@@ -407,8 +400,10 @@ for kind in (tg.nn.LSTMCell, tg.nn.GRUCell, tg.nn.RNNCell):
     reasons.append(step.reason)
 for cell in ("lstm", "gru", "rnn"):
     rings = Rings(cupy, cell, 3, 5, 8, 64)
-    rings.head[...] = cupy.array([1, 3, 1], np.int32)
-    Launches(rings).backward(cupy.ones((64, rings.gates_count * 64), np.float32), cupy.ones((1, 5, 64), np.float32))
+    rings.head[...] = cupy.array([1, 3], np.int32)
+    w_h, seeds = cupy.ones((64, rings.gates_count * 64), np.float32), cupy.ones((1, 5, 64), np.float32)
+    passed = cupy.empty((3, 5, 64), np.float32), cupy.empty((3, 5, 64), np.float32)
+    Launches(rings, plan.persistent_backward(cell, 64, 5)).backward(w_h, seeds, passed)
 cupy.cuda.Device().synchronize()
 print(json.dumps(reasons))
 """

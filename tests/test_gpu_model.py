@@ -1,12 +1,9 @@
 """The model that says how a window is swept on a GPU: its parts, its choice, and how its constants are measured."""
 
-import importlib.util
 import itertools
 import json
 import os
-import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -16,6 +13,9 @@ import pytest
 from tapegrad.kernels.cuda import calibrate, costs, model, plan, source
 from tapegrad.kernels.cuda.costs import ESTIMATES, Costs, Origin
 from tapegrad.kernels.cuda.model import choose, parts, window_cost
+
+import fibres
+import nvcc
 
 CELLS = ("lstm", "gru", "rnn")
 HERE = Origin("NVIDIA H100 80GB HBM3", 13000, 132)
@@ -487,27 +487,15 @@ def test_what_is_measured_is_kept(monkeypatch, folder):
 # -- the kernels that are timed ------------------------------------------------------------------------
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 KERNELS = ("nothing", "only_barriers", "read_l2", "follow", "multiply_add")
 
 
 @pytest.fixture(scope="module")
-def on_fibres():
-    return load("test_cuda_source")
+def libraries(tmp_path_factory):
+    return {"calibrate.cu": fibres.built(tmp_path_factory.mktemp("fibres"), "calibrate.cu", KERNELS)}
 
 
-@pytest.fixture(scope="module")
-def libraries(on_fibres, tmp_path_factory):
-    return {"calibrate.cu": on_fibres.built(tmp_path_factory.mktemp("fibres"), "calibrate.cu", KERNELS)}
-
-
-def barriers_seen(fibres, blocks=3, turns=4, threads=64):
+def barriers_seen(machine, blocks=3, turns=4, threads=64):
     words, seen, counter = (
         np.zeros((blocks, 4), np.float32),
         np.zeros(blocks, np.float32),
@@ -515,26 +503,26 @@ def barriers_seen(fibres, blocks=3, turns=4, threads=64):
     )
     for _ in range(2):  # on the same counter
         seen[...] = words[...] = 0
-        kernel = fibres.compiled("calibrate.cu", "only_barriers", 0, True)
+        kernel = machine.compiled("calibrate.cu", "only_barriers", 0, True)
         kernel((blocks,), (threads,), (np.int32(turns), counter, words, seen))
         yield from seen
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
-def test_blocks_wait_for_each_other(on_fibres, libraries, order):
-    assert list(barriers_seen(on_fibres.Fibres(libraries, order))) == [4.0] * 6
-    assert list(barriers_seen(on_fibres.Fibres(libraries, order), blocks=1)) == [4.0] * 2
+def test_blocks_wait_for_each_other(libraries, order):
+    assert list(barriers_seen(fibres.Fibres(libraries, order))) == [4.0] * 6
+    assert list(barriers_seen(fibres.Fibres(libraries, order), blocks=1)) == [4.0] * 2
 
 
-def test_every_barrier_that_is_left_out_is_seen(on_fibres, libraries):
-    found = on_fibres.barriers("calibrate.cu")
+def test_every_barrier_that_is_left_out_is_seen(libraries):
+    found = fibres.barriers("calibrate.cu")
     assert len(found) == 4
     for left_out in range(4):
         outcomes = []
         for order in range(6):
             try:
                 outcomes.append(
-                    list(barriers_seen(on_fibres.Fibres(libraries, order, (left_out,)))) == [4.0] * 6
+                    list(barriers_seen(fibres.Fibres(libraries, order, (left_out,)))) == [4.0] * 6
                 )
             except RuntimeError:  # they wait for ever
                 outcomes.append(False)
@@ -592,16 +580,16 @@ class Stream:
 
 
 @pytest.fixture
-def stopwatch(on_fibres, libraries, monkeypatch):
+def stopwatch(libraries, monkeypatch):
     """The real stopwatch over NumPy, with kernels on fibres, few threads, and little to do."""
-    fibres, before = on_fibres.Fibres(libraries), set()
+    machine, before = fibres.Fibres(libraries), set()
 
     def compiled(name, expression, shared_bytes=0, cooperative=False):
         assert cooperative == (expression == "only_barriers")
         captures = Stream.current and Stream.current.capture is not None
         assert expression in before or not captures, "nothing is compiled during a capture"
         before.add(expression)
-        kernel = fibres.compiled(name, expression, shared_bytes, cooperative)
+        kernel = machine.compiled(name, expression, shared_bytes, cooperative)
 
         def launch(grid, block, args, shared_mem=0):
             numbers = [int(a) for a in args if isinstance(a, np.int32)]
@@ -698,19 +686,12 @@ def test_every_load_of_the_walk_comes_to_a_place_that_it_has_not_seen(stopwatch)
     assert len(seen) == 512
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_they_compile_for_an_h100_without_spills(on_fibres, tmp_path):
-    path = tmp_path / "calibrate.cu"
-    path.write_text(source.text("calibrate.cu"))
-    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings",
-               "-o", tmp_path / "kernels.cubin", path]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = [m.groupdict() for m in on_fibres.REPORT.finditer(done.stderr)]
-    assert {kernel["kernel"] for kernel in found} == set(KERNELS)
-    for kernel in found:
-        assert kernel["stack"] == kernel["stores"] == kernel["loads"] == "0", kernel
-        assert int(kernel["registers"]) * calibrate.READERS <= 65536, kernel
+@nvcc.needed
+def test_they_compile_for_an_h100_without_spills(tmp_path):
+    found = nvcc.registers(tmp_path, source.text("calibrate.cu"))
+    assert found.keys() == set(KERNELS)
+    for kernel, registers in found.items():
+        assert registers * calibrate.READERS <= 65536, kernel
 
 
 def test_the_kernels_know_the_same_sizes_as_the_clock():

@@ -39,7 +39,7 @@ ORDER = [
     ],
     ["nest", "transforms", "opaque"],
     [
-        "program.arenas", "program.position", "program.arguments", "program.launches", "program.rehearsal", "program.graph",
+        "program.arenas", "program.position", "program.arguments", "program.fitting", "program.launches", "program.rehearsal", "program.graph",
     ],
     [
         "truncation.burn_in", "truncation.joints", "truncation.randomized", "truncation.real_time", "truncation.tolerance",

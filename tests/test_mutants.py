@@ -23,12 +23,8 @@ import pytest
 from tapegrad.kernels import choice
 
 import tapegrad as tg
+import test_primitives as sweep
 from tapegrad.core.primitive import Primitive
-
-SWEEP = pathlib.Path(__file__).with_name("test_primitives.py")
-spec = importlib.util.spec_from_file_location("sweep_of_primitives", SWEEP)
-sweep = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sweep)
 
 FEWEST_MUTANTS, SMALLEST_SHARE = 200, 0.95
 

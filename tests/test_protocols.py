@@ -4,11 +4,9 @@ All ufuncs and all array functions are called, with valid arguments (`numpy_call
 place where one may stand.
 """
 
-import importlib.util
 import inspect
 import io
 import itertools
-import pathlib
 
 import numpy as np
 import numpy.fft  # its functions are asked once it is imported, as those of the next
@@ -17,20 +15,10 @@ import numpy.strings
 import numpy.testing.overrides as overrides
 import pytest
 
+import numpy_calls
 import tapegrad as tg
 from tapegrad.ops import dispatch, names, protocols
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-numpy_calls = beside("numpy_calls")
 IS_OLD = np.lib.NumpyVersion(np.__version__) < "2.4.0"  # has fewer parameters, and does not tell all of them
 UFUNCS = {f.__name__: f for f in overrides.get_overridable_numpy_ufuncs()}
 # Those that make arrays are there twice: NumPy has another function for when `like` is given.

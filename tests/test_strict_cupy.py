@@ -1,25 +1,12 @@
 """The stand-in for CuPy: its memory, its captures, its kernels. What it refuses and counts is in `test_cupy`."""
 
-import importlib.util
-import pathlib
-import sys
 import threading
 import weakref
 
 import numpy as np
 import pytest
 
-
-def beside(name):
-    """A module that lies beside this file."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-strict_cupy = beside("strict_cupy")
+import strict_cupy
 
 
 @pytest.fixture

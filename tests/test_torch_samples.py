@@ -5,10 +5,7 @@ gradients in turn agree, on every sample that PyTorch has in float64, empty and 
 asks for that is not to be had here is left out for a reason, which is written down and counted.
 """
 
-import importlib.util
-import pathlib
 import random
-import sys
 import warnings
 from collections import Counter
 from functools import cache
@@ -27,13 +24,9 @@ with warnings.catch_warnings():  # what importing PyTorch's tests warns of is no
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
 
-torch.set_num_threads(1)
+from torch_table import NOT_HERE, OPS, Op  # noqa: E402 (it needs PyTorch)
 
-for name in ("torch_functions", "torch_layers", "torch_table"):  # each imports the one before
-    spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-OPS, NOT_HERE, Op = (getattr(sys.modules["torch_table"], name) for name in ("OPS", "NOT_HERE", "Op"))
+torch.set_num_threads(1)
 
 FEWEST_OPERATORS, FEWEST_SAMPLES = 350, 5000
 SECOND_ORDER = 1e-8  # of the largest element

@@ -1,21 +1,14 @@
 """Rules that run on symbols: every op's backward pass as a program, against the same rules on arrays."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
 import tapegrad as tg
+import test_primitives as primitives
 from tapegrad.core.entry import OUT
 from tapegrad.core.primitive import REGISTRY
 from tapegrad.program import replay as replay_module
 from tapegrad.program.trace import Graph, Namespace, Residuals, Traced, Untraceable, trace_backward
-
-CASES = pathlib.Path(__file__).with_name("test_primitives.py")
-spec = importlib.util.spec_from_file_location("cases_of_primitives", CASES)
-primitives = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(primitives)
 
 # Rules that ask for elements of an array, or for functions that no program has: they are called as they are.
 CALLED_AS_THEY_ARE = {

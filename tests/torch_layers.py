@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
-from torch_functions import bare, length, reduced
 
 import tapegrad as tg
+from torch_functions import bare, length, reduced
 
 
 def cross_entropy(a, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+import tapegrad as tg
+from tapegrad.ops import arrange
 from torch_functions import (
     axes,
     blended,
@@ -104,9 +107,6 @@ from torch_layers import (
     softplus,
     triplet_margin_loss,
 )  # fmt: skip
-
-import tapegrad as tg
-from tapegrad.ops import arrange
 
 FIRST_ORDER, DECOMPOSED = (
     1e-12,

@@ -87,16 +87,13 @@ __device__ __forceinline__ void clear_free_slots(const Ring& ring, int batch, in
         store<Cell>(zeros, zeros, row_of(ring.of_age(age), batch, row), n, unit, deltas_x, deltas);
 }
 
-// The cotangents of the steps' h from outside. `values` (slots, batch, n) is a ring, or has one slot for all, and the
-// head says how many of the newest steps have one; or there are `ages` of them, the newest step's first.
+// The cotangents of h from outside, of the `ages` newest steps: values (ages, batch, n), the newest step's first.
 struct Seeds {
     const float* values;
-    int slots, ages;
+    int ages;
 
-    __device__ __forceinline__ float of(const Ring& ring, int age, int batch, int row, int n, int unit) const {
-        if (age >= (ages ? ages : ring.seeds)) return 0.0f;
-        const int at = ages ? age : slots == 1 ? 0 : ring.of_age(age);
-        return values[row_of(at, batch, row) * n + unit];
+    __device__ __forceinline__ float of(int age, int batch, int row, int n, int unit) const {
+        return age < ages ? values[row_of(age, batch, row) * n + unit] : 0.0f;
     }
 };
 
@@ -106,16 +103,14 @@ struct Seeds {
 // Blocks of one blockIdx.y have the same rows; they alone wait for each other, once a step, since rows do not mix.
 // The weights are today's: the launch is for windows that are swept with them, whatever a step was recorded with.
 // Cooperative launch, (⌈HIDDEN / UNITS⌉, ⌈batch / ROWS⌉) blocks of 32 WARPS threads, (UNITS WIDTH + SPLITS OWNED)
-// floats of shared memory. Pointers that may be null: joints (slots,), factors of what passes from a slot's step to
-// the older one; last_ct_h, last_ct_c (batch, n), cotangents of the last state; passed_h, passed_c (steps, batch, n),
-// which get those of the state that each step began with, the newest step's first, before its factor; and what a cell
-// has none of: gates, extra, deltas_x.
+// floats of shared memory. passed_h, passed_c (steps, batch, n) get the cotangents of the state that each step began
+// with, the newest step's first, before the joint's factor. Pointers that may be null: joints (slots,), factors of what
+// passes from a slot's step to the older one; and what a cell has none of: gates, extra, deltas_x, passed_c.
 template <class Cell, int HIDDEN, int UNITS, int ROWS, int WARPS>
 __global__ void __launch_bounds__(32 * WARPS, 1)
-    persistent_backward(const int* head, int slots, int batch, const float* w_h, const float* seeds, int seed_slots,
-                        int seed_ages, const float* joints, const float* before, int stride, const float* gates,
-                        const float* extra, const float* last_ct_h, const float* last_ct_c, float* deltas_x,
-                        float* deltas, float* passed_h, float* passed_c, unsigned* counters) {
+    persistent_backward(const int* head, int slots, int batch, const float* w_h, const float* seeds, int ages,
+                        const float* joints, const float* before, int stride, const float* gates, const float* extra,
+                        float* deltas_x, float* deltas, float* passed_h, float* passed_c, unsigned* counters) {
     using Share = Shares<Cell, HIDDEN, UNITS, ROWS, WARPS>;
     constexpr int WIDTH = Share::WIDTH, OWNED = Share::OWNED, EACH = Share::EACH;
     float4* weights = reinterpret_cast<float4*>(on_chip());
@@ -123,7 +118,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     const int first_unit = blockIdx.x * UNITS, first_row = blockIdx.y * ROWS;
     const Ring ring(head, slots);
     const Rings rings{before, stride, gates, extra};
-    const Seeds from_outside{seeds, seed_slots, seed_ages};
+    const Seeds from_outside{seeds, ages};
     // A counter for each group of rows, 128 bytes from the next, so that they lie in different lines.
     BlocksBarrier barrier(counters + 32 * blockIdx.y, gridDim.x, blockIdx.x);
 
@@ -145,12 +140,9 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
         unit[e] = first_unit + owned % UNITS;
         live[e] = owned < OWNED && row[e] < batch && unit[e] < HIDDEN && ring.steps > 0;
         if (!live[e]) continue;
-        const int at = row[e] * HIDDEN + unit[e];
-        if (last_ct_h) ct_h[e] = last_ct_h[at];
-        if (last_ct_c) carry[e].ct_c = last_ct_c[at];
         clear_free_slots<Cell>(ring, batch, row[e], HIDDEN, unit[e], deltas_x, deltas);
         kept[e] = Cell::kept(rings, ring, ring.newest, batch, row[e], HIDDEN, unit[e]);
-        seed[e] = from_outside.of(ring, 0, batch, row[e], HIDDEN, unit[e]);
+        seed[e] = from_outside.of(0, batch, row[e], HIDDEN, unit[e]);
     }
 
     for (int age = 0; age < ring.steps; ++age) {
@@ -169,7 +161,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
         for (int e = 0; e < EACH; ++e) {
             if (!live[e] || age + 1 == ring.steps) continue;
             kept[e] = Cell::kept(rings, ring, ring.of_age(age + 1), batch, row[e], HIDDEN, unit[e]);
-            seed[e] = from_outside.of(ring, age + 1, batch, row[e], HIDDEN, unit[e]);
+            seed[e] = from_outside.of(age + 1, batch, row[e], HIDDEN, unit[e]);
         }
         barrier.wait();
         product<Share, UNITS, WARPS>(deltas + row_of(slot, batch, 0) * WIDTH, weights, parts, first_row, batch);
@@ -184,7 +176,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
             for (int split = 0; split < Share::SPLITS; ++split)
                 sum += parts[split * OWNED + threadIdx.x + e * Share::THREADS];
             const size_t at = row_of(age, batch, row[e]) * HIDDEN + unit[e];
-            if (passed_h) passed_h[at] = sum;
+            passed_h[at] = sum;
             if (passed_c) passed_c[at] = carry[e].ct_c;
             ct_h[e] = sum * passed;
             carry[e].ct_c *= passed;
@@ -192,41 +184,33 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     }
 }
 
-// One step of the same, for windows whose product is somebody else's GEMM: a launch for each age, from 0 on, and
-// after each the product deltas_now w_hᵀ.
+// One step of the same, for windows whose product is somebody else's GEMM: a launch for each age, from 0 to the
+// window's first step, and after each the product deltas_now w_hᵀ of `deltas_now` (batch, GATES n).
 //
 // What arrives from the younger step is from_h + from_product and from_c (batch, n); each may be null, which is
-// nothing. ct_h and ct_c get what goes on to the older one, `ct_h` without the product; they may be null (but for a
-// GRU `ct_h` is all zeros), or the same as from_h and from_c.
-// Ages beyond the window's first step hand on what arrives and have zeros for `deltas_now` (batch, GATES n), so that the
-// launches may be the same while the window fills. A thread for each of batch n elements; the other arguments are
-// those of `persistent_backward`.
+// nothing. ct_h and ct_c get what goes on to the older one, `ct_h` without the product; each may be null where that is
+// nothing: ct_h but for a GRU, ct_c but for an LSTM. They may be the same as from_h and from_c. A thread for each of
+// batch n elements; the other arguments are those of `persistent_backward`.
 template <class Cell>
-__global__ void step_backward(const int* head, int slots, int age, int batch, int n, const float* seeds,
-                              int seed_slots, int seed_ages, const float* joints, const float* before, int stride,
-                              const float* gates, const float* extra, const float* from_h, const float* from_product,
+__global__ void step_backward(const int* head, int slots, int age, int batch, int n, const float* seeds, int ages,
+                              const float* joints, const float* before, int stride, const float* gates,
+                              const float* extra, const float* from_h, const float* from_product,
                               const float* from_c, float* deltas_x, float* deltas, float* ct_h, float* ct_c,
                               float* deltas_now) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, row = at / n, unit = at % n;
     if (row >= batch) return;
     const Ring ring(head, slots);
-    float of_x[Cell::GATES] = {}, of_h[Cell::GATES] = {};
     if (age == 0) clear_free_slots<Cell>(ring, batch, row, n, unit, deltas_x, deltas);
-    float arriving = (from_h ? from_h[at] : 0.0f) + (from_product ? from_product[at] : 0.0f);
+    const int slot = ring.of_age(age);
+    const float factor = age > 0 && joints ? joints[ring.of_age(age - 1)] : 1.0f;
+    const float arriving = (from_h ? from_h[at] : 0.0f) + (from_product ? from_product[at] : 0.0f);
+    const float ct = factor * arriving + Seeds{seeds, ages}.of(age, batch, row, n, unit);
     Carry carry;
-    carry.ct_c = from_c ? from_c[at] : 0.0f;
-    if (age < ring.steps) {
-        const int slot = ring.of_age(age);
-        const float factor = age > 0 && joints ? joints[ring.of_age(age - 1)] : 1.0f;
-        carry.ct_c *= factor;
-        const float ct = factor * arriving +
-                         Seeds{seeds, seed_slots, seed_ages}.of(ring, age, batch, row, n, unit);
-        Cell::adjoint(Cell::kept({before, stride, gates, extra}, ring, slot, batch, row, n, unit), ct, carry, of_x,
-                      of_h);
-        store<Cell>(of_x, of_h, row_of(slot, batch, row), n, unit, deltas_x, deltas);
-        arriving = carry.ct_h;
-    }
-    if (ct_h) ct_h[at] = arriving;
+    carry.ct_c = from_c ? factor * from_c[at] : 0.0f;
+    float of_x[Cell::GATES], of_h[Cell::GATES];
+    Cell::adjoint(Cell::kept({before, stride, gates, extra}, ring, slot, batch, row, n, unit), ct, carry, of_x, of_h);
+    store<Cell>(of_x, of_h, row_of(slot, batch, row), n, unit, deltas_x, deltas);
+    if (ct_h) ct_h[at] = carry.ct_h;
     if (ct_c) ct_c[at] = carry.ct_c;
 #pragma unroll
     for (int gate = 0; gate < Cell::GATES; ++gate)

@@ -68,11 +68,6 @@ class Backward(NamedTuple):
         return FLOAT * (self.units * self.width + self.splits * self.rows * self.units)
 
     @property
-    def counters(self) -> int:
-        """Words of memory for the barriers, zeros before the first launch."""
-        return 32 * self.grid[1]
-
-    @property
     def expression(self) -> str:
         return f"persistent_backward<{CELLS[self.cell][0]}, {self.hidden}, {self.units}, {self.rows}, {self.warps}>"
 

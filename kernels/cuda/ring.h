@@ -10,11 +10,10 @@
 struct Ring {
     int newest;  // slot of the last step that ran
     int steps;   // how many steps the window has so far
-    int seeds;   // how many of the newest steps have a cotangent from outside: losses that are not swept yet
     int slots;
 
     __device__ __forceinline__ Ring(const int* head, int slots)
-        : newest(head[0]), steps(head[1]), seeds(head[2]), slots(slots) {}
+        : newest(head[0]), steps(head[1]), slots(slots) {}
 
     // The slot of the step that ran `age` steps before the last one.
     __device__ __forceinline__ int of_age(int age) const {

@@ -1,13 +1,12 @@
 """The arrays of a recurrent layer's window on a GPU, and the launches that work on them.
 
 No argument of a launch depends on where the window is in its ring, so that one captured graph serves every step.
-A step that an op has run is brought there by `deposit`. Then comes whatever makes the cotangent of its h and, when a
-sweep is due, `backward` (or `step_backward` and a product for each age). All launches go to CuPy's current stream.
+A step that an op has run is brought there by `deposit`. When a sweep is due comes whatever makes the cotangents of h,
+and `backward` (or `step_backward` and a product for each age). All launches go to CuPy's current stream.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,7 @@ class Rings:
         self.cs = xp.zeros((*shape, hidden), np.float32) if cell == "lstm" else None
         self.gates = xp.zeros_like(self.deltas) if cell != "rnn" else None
         self.extra = xp.zeros((*shape, hidden), np.float32) if cell != "rnn" else None
-        # Slot of the newest step, steps in the window, steps whose cotangents wait for a sweep.
-        self.head = xp.array([self.slots - 1, 0, 0], np.int32)
+        self.head = xp.array([self.slots - 1, 0], np.int32)  # slot of the newest step, steps in the window
         # Room for the counters of every plan: a group of rows has at least one row. A launch leaves them ready for
         # the next; after one that was broken off they must be zeros again.
         self.counters = xp.zeros(32 * batch, np.uint32)
@@ -59,17 +57,13 @@ class Launches:
     """The kernels on the arrays of `rings`, for one GPU.
 
     Arrays are float32, C-ordered and on 16 bytes, of the shapes in `kernels/cpu.py`; nothing here checks that. The
-    first launch of a kind compiles it. `compiled` and `gpu` are for tests.
+    first launch of a kind compiles it. `division` is what `backward` needs; `compiled` is for tests.
     """
 
-    def __init__(self, rings: Rings, compiled: Any = source.compiled, gpu: plan.Gpu | None = None) -> None:
-        self.rings, self.compiled, self.gpu = rings, compiled, gpu
-        self.name = plan.CELLS[rings.cell][0]
-
-    @functools.cached_property
-    def backward_plan(self) -> plan.Backward:
-        rings, gpu = self.rings, self.gpu or source.this_gpu()
-        return plan.persistent_backward(rings.cell, rings.hidden, rings.batch, gpu)
+    def __init__(
+        self, rings: Rings, division: plan.Backward | None = None, compiled: Any = source.compiled
+    ) -> None:
+        self.rings, self.division, self.compiled = rings, division, compiled
 
     def deposit(
         self,
@@ -100,58 +94,44 @@ class Launches:
             grid, (THREADS,), (rings.head, INT(rings.slots), INT(size), ring, ages)
         )
 
-    def backward(
-        self,
-        w_h: Array,
-        seeds: Array,
-        *,
-        ages: int = 0,
-        joints: Array = None,
-        last: Any = (None, None),
-        passed: Any = (None, None),
-    ) -> None:
-        """The whole window in one launch: fills `deltas`.
+    def backward(self, w_h: Array, seeds: Array, passed: Any, *, joints: Array = None) -> None:
+        """The whole window in one launch, as `division` says: fills `deltas`.
 
-        `seeds` (1 or slots, batch, n) are the cotangents of h of the steps whose losses wait; with `ages`, they are
-        (ages, batch, n), those of so many steps, the newest first. `joints` (slots,): factors of what passes from a
-        slot's step to the older one. `last`: cotangents of the last h and c, from elsewhere. `passed`: get those of
-        the h and c that each step began with, (steps, batch, n), newest first, before the factor.
+        `seeds` (ages, batch, n) are the cotangents of h of so many steps, the newest first. `passed`: two arrays
+        (steps, batch, n) get those of the h and c that each step began with, newest first, before the factor; None
+        for c but of an LSTM. `joints` (slots,): factors of what passes from a slot's step to the older one.
         """
-        chosen, rings = self.backward_plan, self.rings
+        chosen, rings = self.division, self.rings
+        assert chosen is not None, "who sweeps in one launch says how"
         kernel = self.compiled("backward.cu", chosen.expression, chosen.shared_bytes, True)
         args = (
-            rings.head, INT(rings.slots), INT(rings.batch), w_h, *self._read(seeds, ages, joints),
-            *map(pointer, last), pointer(rings.deltas_x), rings.deltas, *map(pointer, passed), rings.counters,
+            rings.head, INT(rings.slots), INT(rings.batch), w_h, *self._read(seeds, joints),
+            pointer(rings.deltas_x), rings.deltas, *map(pointer, passed), rings.counters,
         )  # fmt: skip
         kernel(chosen.grid, (chosen.threads,), args, shared_mem=chosen.shared_bytes)
 
     def step_backward(
-        self, age: int, seeds: Array, arriving: Any, passed: Any, deltas_now: Array, *,
-        ages: int = 0, joints: Array = None,
-    ) -> None:  # fmt: skip
+        self, age: int, seeds: Array, arriving: Any, passed: Any, deltas_now: Array, *, joints: Array = None
+    ) -> None:
         """One step of it; then the product deltas_now @ w_h.T is the caller's. Ages 0, 1, ... of the whole window.
 
-        `arriving`: h, the product and c that the younger step passed on, each may be None. `passed`: get this step's.
+        `arriving`: h, the product and c that the younger step passed on, each may be None. `passed`: h and c get what
+        this step does, None for h but of a GRU, and for c but of an LSTM.
         """
         rings = self.rings
-        kernel = self.compiled("backward.cu", f"step_backward<{self.name}>")
+        kernel = self.compiled("backward.cu", f"step_backward<{plan.CELLS[rings.cell][0]}>")
         args = (
-            rings.head, INT(rings.slots), INT(age), INT(rings.batch), INT(rings.hidden),
-            *self._read(seeds, ages, joints), *map(pointer, arriving), pointer(rings.deltas_x), rings.deltas,
-            *map(pointer, passed), deltas_now,
+            rings.head, INT(rings.slots), INT(age), INT(rings.batch), INT(rings.hidden), *self._read(seeds, joints),
+            *map(pointer, arriving), pointer(rings.deltas_x), rings.deltas, *map(pointer, passed), deltas_now,
         )  # fmt: skip
-        kernel(self._blocks(rings.hidden), (THREADS,), args)
+        kernel((plan.blocks_for(rings.batch * rings.hidden, THREADS),), (THREADS,), args)
 
-    def _blocks(self, each_row: int) -> tuple[int]:
-        return (plan.blocks_for(self.rings.batch * each_row, THREADS),)
-
-    def _read(self, seeds: Array, ages: int, joints: Array) -> tuple[Any, ...]:
+    def _read(self, seeds: Array, joints: Array) -> tuple[Any, ...]:
         rings = self.rings
         before = rings.hs if rings.cs is None else rings.cs
         stride = rings.hidden if rings.cs is not None else rings.inputs.shape[-1]
         return (
-            seeds, INT(len(seeds)), INT(ages), pointer(joints), before, INT(stride),
-            pointer(rings.gates), pointer(rings.extra),
+            seeds, INT(len(seeds)), pointer(joints), before, INT(stride), pointer(rings.gates), pointer(rings.extra)
         )  # fmt: skip
 
 

@@ -117,7 +117,9 @@ def scattered(xp: Any, a: Any, index: Any, shape: tuple[int, ...]) -> Any:
         and (a.size >= MANY if type(a) is np.ndarray else on_device(a))
         and a.shape == rows.shape + shape[1:] != rows.shape
     ):
-        table = choice.embedding_gradient(a.reshape(rows.size, -1), rows.reshape(-1), shape[0])
+        table = choice.embedding_gradient(
+            a.reshape(rows.size, math.prod(shape[1:])), rows.reshape(-1), shape[0]
+        )
         return table.reshape(shape)
     y = xp.zeros(shape, a.dtype)
     xp.add.at(y, index, a)
