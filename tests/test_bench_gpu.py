@@ -334,5 +334,5 @@ def test_what_the_other_questions_ask_for_is_there(probe):
 def Taped(kind, seconds):
     """A contender that is asked whether it was captured."""
     made = kind(seconds)
-    made.fell_back = lambda: ""
+    made.fell_back, made.swept = (lambda: ""), lambda: "persistent"
     return made
