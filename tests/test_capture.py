@@ -16,7 +16,7 @@ import fake_cublas
 import strict_cupy
 import tapegrad as tg
 from tapegrad.backend import capture
-from tapegrad.program import arenas
+from tapegrad.program import arenas, graph
 from tapegrad.program.fitting import period_of
 
 F32, F64 = np.float32, np.float64
@@ -793,6 +793,29 @@ def test_gradients_that_a_step_leaves_behind(caplog):
 )
 def test_schedules_that_do_not_repeat_themselves(schedule, caplog):
     assert "repeat" in refused(None, caplog, schedule=schedule)
+
+
+def test_a_loop_that_is_never_steady_is_left_alone(monkeypatch, caplog):
+    monkeypatch.setattr(graph, "ATTEMPTS", 5)
+
+    def always_new(loop, data):
+        losses = []
+        for pair in data:
+            loop.state = loop.initial()
+            losses += loop.run([pair])
+        return losses
+
+    def changing(loop, data):
+        return [loss for i, pair in enumerate(data) for loss in growing(loop, pair, i)]
+
+    def growing(loop, pair, i):
+        loop.tape.reset()
+        x, target = (np.concatenate([v] * (1 + i % 3)) for v in pair)
+        loop.state = loop.cell.initial_state(len(x))
+        return loop.run([(x, target)])
+
+    assert "5 times" in both(meanwhile=changing, steps=40).step.reason
+    assert both(meanwhile=always_new, steps=40).step.graphs == 1  # a state that is always new is an argument
 
 
 def test_windows_that_are_run_again(caplog):

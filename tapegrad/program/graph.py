@@ -26,6 +26,7 @@ from .launches import Graphs
 from .rehearsal import Loop, Unfit
 
 LOG = logging.getLogger("tapegrad.capture")
+ATTEMPTS = 100  # looks at a loop that is not steady, in a row, before its step is left eager
 WARM = 3  # steps before anything is measured: kernels are compiled, averages made
 
 
@@ -77,7 +78,7 @@ class Captured:
         self.reason, self.launches = "", 0
         self._graphs: Graphs | None = None
         self._loop: Loop | None = None
-        self._calls = 0
+        self._calls, self._looks = 0, 0
         self._returned: list[Any] = []  # by the last call, flat
 
     @property
@@ -131,7 +132,9 @@ class Captured:
             inputs = self._loop.accept(args, kwargs, self._returned)
         except NotSteady as change:
             LOG.info("%s is looked at again: %s", self.name, change)
-            self._loop, self._calls = None, WARM - 1
+            self._loop, self._calls, self._looks = None, WARM - 1, self._looks + 1
+            if self._looks >= ATTEMPTS:
+                self._give_up(f"{ATTEMPTS} times something was not as in the call before, at last: {change}")
             return self._noted(self.step(*args, **kwargs))
         try:
             if not self._loop.rehearsed:
@@ -146,7 +149,7 @@ class Captured:
         except BaseException:  # it broke off, and what it has recorded stays where it is
             self._loop, self._calls = None, 0
             raise
-        self._graphs.leaving = self._left
+        self._graphs.leaving, self._looks = self._left, 0
         self.launches += 1
         return self._graphs.launch(inputs)
 
