@@ -81,7 +81,7 @@ class Adam(Optimizer):
     def by_cupy(self, i: int, p: Any, grad: Array, numbers: Numbers, rate: Array, unbias: Array) -> Array:
         """A new value by CuPy's functions, which cannot leave averages alone: they get copies."""
         new = numbers.cupy.empty(p.shape, p.dtype)
-        tried = {name: self.state[i][name].copy() for name in ("mean", "square")}
+        mean, square = self.state[i]["mean"].copy(), self.state[i]["square"].copy()
         rate, unbias = rate.astype(grad.dtype), unbias.astype(grad.dtype)
-        cpu.adam(p._array, grad, *tried.values(), new, rate, *self.betas, self.eps, unbias)
-        return self.unless_refused(i, p, new, tried, numbers)
+        cpu.adam(p._array, grad, mean, square, new, rate, *self.betas, self.eps, unbias)
+        return self.unless_refused(i, p, new, {"mean": mean, "square": square}, numbers)
