@@ -78,7 +78,7 @@ class Adam(Optimizer):
         )
         return news
 
-    def by_cupy(self, i: int, p: Any, grad: Array, numbers: Numbers, rate: Array, unbias: Array) -> Array:
+    def by_cupy(self, i: int, p: Any, grad: Array, numbers: Numbers, rate: Any, unbias: Any) -> Array:
         """A new value by CuPy's functions, which cannot leave averages alone: they get copies."""
         new = numbers.cupy.empty(p.shape, p.dtype)
         mean, square = self.state[i]["mean"].copy(), self.state[i]["square"].copy()
