@@ -172,5 +172,7 @@ class RerunInGraph(Rerun):
 
 def settle(precision: str) -> str:
     """Let products use TF32 or not. Returns why nothing can run on a GPU, or nothing."""
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} sees no GPU"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return "" if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU"
+    return ""
