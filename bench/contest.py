@@ -35,7 +35,8 @@ def held(ours: Variants, peers: Mapping[str, Variants], rounds: int, steps: int)
         tried = {variant: check.hand_in(f"{peer}: {variant}", make) for variant, make in variants.items()}
         # In turns, and the least of each: a machine that is busy for a while must not choose.
         turns_taken = [
-            {v: seconds_a_step(contender) for v, contender in tried.items()} for _ in range(TRIALS)
+            {v: paired.seconds_a_step(contender.run, AT_LEAST / 3) for v, contender in tried.items()}
+            for _ in range(TRIALS)
         ]
         variants_ms[peer] = {v: round(1e3 * min(turn[v] for turn in turns_taken), 4) for v in tried}
         chosen[peer] = min(tried, key=lambda v: variants_ms[peer][v])
@@ -46,7 +47,7 @@ def held(ours: Variants, peers: Mapping[str, Variants], rounds: int, steps: int)
     for name, make in makers.items():
         contender = make()
         contender.run(2)  # compiles what is compiled
-        turns[name] = max(1, round(AT_LEAST / seconds_a_step(contender)))
+        turns[name] = max(1, round(AT_LEAST / paired.seconds_a_step(contender.run, AT_LEAST / 3)))
         runs[name] = lambda c=contender, n=turns[name]: c.run(n)
         found[name] = {"weights": contender.weights, "cores": cores_used(runs[name])}
     taken = {name: t / turns[name] for name, t in paired.seconds_of(runs, rounds).items()}
@@ -57,18 +58,6 @@ def held(ours: Variants, peers: Mapping[str, Variants], rounds: int, steps: int)
         else:
             found[name]["variant"] = chosen[name]
     return {"rows": found, "variants_ms": variants_ms, "gradients": check.report()}
-
-
-def seconds_a_step(contender: Contender) -> float:
-    """Of a run that is long enough to be timed."""
-    steps = 1
-    while True:
-        started = time.perf_counter()
-        contender.run(steps)
-        taken = time.perf_counter() - started
-        if taken > AT_LEAST / 3:
-            return taken / steps
-        steps *= 2
 
 
 def cores_used(run: Callable[[], object]) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 import paired  # isort: skip (it pins the threads)
 import numpy as np
-from contest import AT_LEAST, seconds_a_step
+from contest import AT_LEAST
 from peers.by_hand import ByHand, aligned
 from peers.work import Work
 from scipy.linalg import blas
@@ -108,13 +108,11 @@ def passes(work: Work) -> Callable[[], object]:
 def timed(run: Callable[[], object], rounds: int) -> float:
     """Milliseconds: the least of `rounds`, for a floor."""
 
-    class Once:
-        def run(self, steps: int) -> None:
-            for _ in range(steps):
-                run()
+    def repeated(steps: int) -> None:
+        for _ in range(steps):
+            run()
 
-    once: Any = Once()
-    return 1e3 * min(seconds_a_step(once) for _ in range(rounds))
+    return 1e3 * min(paired.seconds_a_step(repeated, AT_LEAST / 3) for _ in range(rounds))
 
 
 def quickest(layouts: dict[str, Callable[[], object]], rounds: int) -> tuple[str, float]:
@@ -170,7 +168,7 @@ def over_the_floor(work: Work, rounds: int) -> dict[str, dict[str, float]]:
     runs, steps = {"floor": floor}, {"floor": floor_steps}
     for name, contender in contenders.items():
         contender.run(2)
-        steps[name] = max(1, round(AT_LEAST / seconds_a_step(contender)))
+        steps[name] = max(1, round(AT_LEAST / paired.seconds_a_step(contender.run, AT_LEAST / 3)))
         runs[name] = lambda c=contender, n=steps[name]: c.run(n)
     taken = {name: t / steps[name] for name, t in paired.seconds_of(runs, rounds).items()}
     return {name: paired.ratio(taken, name, "floor") for name in contenders}

@@ -265,7 +265,7 @@ def held(work: Work, makers: Makers, precision: str, rounds: int) -> dict[str, A
     found["failed"] = failed
     runs, steps = {}, {}
     for name, contender in taking_part.items():
-        steps[name] = max(1, round(AT_LEAST / seconds_a_step(contender)))
+        steps[name] = max(1, round(AT_LEAST / paired.seconds_a_step(contender.run, AT_LEAST / 3)))
         runs[name] = lambda c=contender, n=steps[name]: c.run(n)
         contender.turns.clear()
     taken = paired.seconds_of(runs, rounds) if runs else {}
@@ -298,17 +298,6 @@ def row(contender: Any, seconds: np.ndarray, steps: int) -> dict[str, Any]:
         "device_us": on_device,
         "host_us": host,
     }
-
-
-def seconds_a_step(contender: Any) -> float:
-    steps = 1
-    while True:
-        started = time.perf_counter()
-        contender.run(steps)
-        taken = time.perf_counter() - started
-        if taken > AT_LEAST / 3:
-            return taken / steps
-        steps *= 2
 
 
 def replays(contender: Any, times: int) -> dict[str, Any]:

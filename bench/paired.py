@@ -45,6 +45,18 @@ def seconds_of(contenders: Mapping[str, Callable[[], object]], rounds: int) -> d
     return taken
 
 
+def seconds_a_step(run: Callable[[int], object], least: float) -> float:
+    """Of the first run, of twice as many steps each time, that takes longer than `least` seconds."""
+    steps = 1
+    while True:
+        started = time.perf_counter()
+        run(steps)
+        taken = time.perf_counter() - started
+        if taken > least:
+            return taken / steps
+        steps *= 2
+
+
 def ratio(taken: Mapping[str, np.ndarray], ours: str, theirs: str) -> dict[str, float]:
     """How long `ours` takes for each second of `theirs`: median over the rounds, and the middle half."""
     ratios = taken[ours] / taken[theirs]

@@ -65,9 +65,8 @@ class Arenas:
         self.cupy = cupy
         self.places, self.stride = places, -(-nbytes // ALIGNMENT) * ALIGNMENT
         self.pool = cupy.cuda.MemoryPool()
-        self.memory = cupy.zeros(
-            places * self.stride, np.uint8
-        )  # zeros: a place that no step has filled is moved too
+        # Zeros, for a place that no step has filled is moved too.
+        self.memory = cupy.zeros(places * self.stride, np.uint8)
         self.step = Step()
         self.overflowed = False  # whether a step recorded more than there is room for
         self.age(0, 0)  # compiles and loads the kernel, which a capture should not
@@ -87,10 +86,9 @@ class Arenas:
         blocks = [self.pool.malloc(nbytes) for nbytes in sizes]
         del blocks
 
-    def begin(self, place: int = -1) -> Step:
-        """A step begins, which records into `place`."""
+    def begin(self, place: int) -> None:
+        """A step begins, which records into `place`; -1: it is measured."""
         self.step = Step(place)
-        return self.step
 
     def malloc(self, nbytes: int) -> Any:
         """CuPy's allocator for the step that has begun."""

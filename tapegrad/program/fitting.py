@@ -39,7 +39,11 @@ def held_by(step: Any) -> list[Any]:
     f = getattr(step, "__func__", step)
     code = getattr(f, "__code__", None)
     names = code.co_names if code is not None else ()
-    seen = [getattr(step, "__self__", None), *(f.__globals__.get(name) for name in names if code is not None)]
+    seen = [
+        step,
+        getattr(step, "__self__", None),
+        *(f.__globals__.get(name) for name in names if code is not None),
+    ]
     for cell in getattr(f, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # it is empty
             seen.append(cell.cell_contents)

@@ -109,9 +109,12 @@ class Loop:
 
         Raises NotSteady for a leaf that steps do not write to, and for another gradient.
         """
-        own = {id(home.leaf): home for home in self.homes.values()}
+        changed = leaves.changed()
+        if not changed:  # as before nearly every launch
+            return False
+        own = {id(home.leaf) for home in self.homes.values()}
         moved = [home for home in self.homes.values() if home.leaf._array is not home.array]
-        for leaf, has_gradient in leaves.changed():
+        for leaf, has_gradient in changed:
             piece = bool(moved) and leaf._array.base is not None  # of a vector that was assigned
             if has_gradient or not (id(leaf) in own or piece):
                 what = "gradient" if has_gradient else "value"
@@ -125,9 +128,8 @@ class Loop:
 
     def rehearse(self, inputs: list[Any]) -> Any:
         """The step, eagerly. Raises Unfit behind it, if it cannot be captured."""
-        measuring = (
-            len(self.measured) <= self.period
-        )  # one more: the first finds out where leaves are at home
+        # A period and one step more: the first finds out where leaves are at home.
+        measuring = len(self.measured) <= self.period
         compares = not measuring and len(self.steps) >= self.window
         place = -1 if measuring else self.period - 1 + self.rehearsals - len(self.steps)
         self.load(inputs)
