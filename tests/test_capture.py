@@ -157,8 +157,8 @@ def test_a_launch_takes_no_new_memory(cupy):
         del loss
         return pool.used_bytes(), pool.total_bytes()
 
-    assert launched(5) == launched(2000)
-    assert loop.step.launches > 2000
+    assert launched(5) == launched(10_000)
+    assert loop.step.launches > 10_000
 
 
 def test_what_is_returned_stays_as_it_is():
